@@ -1,0 +1,1 @@
+"""Workloads and measurements: prompts, the timed comparison of methods, its tables."""

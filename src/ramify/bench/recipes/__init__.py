@@ -1,0 +1,120 @@
+"""``ramify bench``: measurements that back the claims in the docs, one file each.
+
+A recipe's ``run(seed=…, **options)`` returns an ``Outcome``; ``docs/evidence`` keeps their markdown.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ramify.errors import unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one measurement; every row has the same columns."""
+
+    title: str
+    rows: Sequence[dict[str, Any]]
+
+
+@dataclass
+class Outcome:
+    """What a recipe found: tables, and sentences about them."""
+
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        tables = [{"title": table.title, "rows": list(table.rows)} for table in self.tables]
+        return {"machine": machine_line(), "tables": tables, "notes": self.notes}
+
+    def to_markdown(self) -> str:
+        """Tables and notes as kept in ``docs/evidence``."""
+        parts = [machine_line()]
+        for table in self.tables:
+            columns = list(table.rows[0])
+            lines = [f"### {table.title}", "", _line(columns), _line(["---"] * len(columns))]
+            lines += [_line([_cell(row[column]) for column in columns]) for row in table.rows]
+            parts.append("\n".join(lines))
+        parts += self.notes
+        return "\n\n".join(parts) + "\n"
+
+    def show(self, console: Console) -> None:
+        from rich.table import Table as RichTable
+
+        for table in self.tables:
+            shown = RichTable(title=table.title, title_justify="left")
+            for index, column in enumerate(table.rows[0]):
+                shown.add_column(column, justify="left" if index == 0 else "right")
+            for row in table.rows:
+                shown.add_row(*(_cell(value) for value in row.values()))
+            console.print(shown)
+        for note in self.notes:
+            console.print(note, highlight=False)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A measurement: ``summary`` for the list, ``module`` with its ``run``."""
+
+    summary: str
+    module: str
+
+    def run(self, **options: Any) -> Outcome:
+        """Run it; an unknown option is an error that quotes the nearest."""
+        function = importlib.import_module(self.module).run
+        known = list(inspect.signature(function).parameters)
+        for option in options:
+            if option not in known:
+                raise unknown("option", option, known)
+        outcome: Outcome = function(**options)
+        return outcome
+
+
+RECIPES = {
+    "speed": Recipe("methods against transformers on held-out code, greedy and sampled", "ramify.bench.recipes.speed"),
+    "demo-lm": Recipe("bits per byte of the demo model beside xz, file by file", "ramify.bench.recipes.demo_lm"),
+    "overhead": Recipe("what a step of the loop costs, the forward pass aside", "ramify.bench.recipes.overhead"),
+    "real-sizes": Recipe(
+        "the speed-up to expect at 0.5 B: measured cost curve × measured tokens per call",
+        "ramify.bench.recipes.real_sizes",
+    ),
+    "token-recycling": Recipe(
+        "Token Recycling's ablations: matrix, updates, seeding, tree size", "ramify.bench.recipes.token_recycling"
+    ),
+}
+
+
+def machine_line() -> str:
+    """One sentence about the machine and the versions that a figure was measured with."""
+    import torch
+    import transformers
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if sys.platform == "linux" and info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":", 1)[1].strip() if lines else name
+    return (
+        f"{name}, {torch.get_num_threads()} thread(s), Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,99 @@
+"""Methods against transformers' own loops on held-out code prompts, greedy and sampled, timed in turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ramify.bench.compare import compare
+from ramify.bench.comparison import Comparison
+from ramify.bench.prompts import Prompt, held_out_prompts
+from ramify.bench.recipes import Outcome, Table
+from ramify.models.causal import CausalLM, load
+
+METHODS = ["greedy", "hf-greedy", "hf-prompt-lookup", "prompt-lookup", "suffix", "token-recycling"]
+SAMPLED = ["sample", "hf-prompt-lookup", "prompt-lookup", "suffix", "token-recycling"]
+
+
+def run(
+    *,
+    seed: int = 0,
+    model: str = "demo",
+    dtype: str | None = None,
+    prompts: int = 16,
+    max_new_tokens: int = 128,
+    repeats: int = 3,
+    threads: int = 1,
+    temperature: float = 0.7,
+    big: bool = True,
+) -> Outcome:
+    """Greedy and sampled comparison on ``model``; with ``big`` also plain decoding on a random model of 100 M."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        lm = load(model, dtype=dtype)
+        asked = held_out_prompts(prompts, seed=seed)
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "repeats": repeats, "seed": seed}
+        kind = str(lm.dtype).removeprefix("torch.")
+        greedy = compare(lm, asked, METHODS, **settings)
+        sampled = compare(lm, asked, SAMPLED, do_sample=True, temperature=temperature, **settings)
+        tables = [
+            Table(f"{lm.name}, {kind}, greedy, {prompts} prompts × {max_new_tokens} tokens", rows_of(greedy)),
+            Table(f"{lm.name}, {kind}, temperature {temperature}, same noise for all", rows_of(sampled)),
+        ]
+        if big:
+            other = random_llama_100m(seed)
+            ids = [Prompt(p.id, p.text, p.group) for p in asked[:4]]
+            plain = compare(
+                CausalLM(other.model, lm.tokenizer, other.name, other.forward, other.trees),
+                ids,
+                ["hf-greedy", "greedy"],
+                max_new_tokens=32,
+                repeats=repeats,
+                seed=seed,
+            )
+            tables.append(Table("random Llama of 100 M parameters, float32, greedy", rows_of(plain)))
+    finally:
+        torch.set_num_threads(before)
+    return Outcome(tables, ["Ratios: median over the repeats [lowest, highest], to the first row, same prompts."])
+
+
+def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
+    """The columns of a comparison that a reader looks for first."""
+    rows = []
+    for row in comparison.rows:
+        wall, cpu = row.ratio, row.cpu_ratio
+        rows.append(
+            {
+                "method": row.label,
+                "tokens/s": row.tokens_per_second or 0.0,
+                "speed-up (wall)": f"{wall.median:.2f} [{wall.low:.2f}, {wall.high:.2f}]" if wall else "–",
+                "speed-up (CPU time)": f"{cpu.median:.2f} [{cpu.low:.2f}, {cpu.high:.2f}]" if cpu else "–",
+                "tokens per call": row.mat or 0.0,
+                "drafted": row.drafted,
+                "accepted": row.accepted,
+                "identical": f"{row.identical} of {row.compared}",
+            }
+        )
+    return rows
+
+
+def random_llama_100m(seed: int) -> CausalLM:
+    """A Llama of 102 M random float32 parameters over the demo model's vocabulary, made on the fly."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=768,
+        intermediate_size=2304,
+        num_hidden_layers=13,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return load(LlamaForCausalLM(config))

@@ -1,0 +1,1 @@
+"""The engine: sessions, token trees, verifiers and the loops that every method shares."""

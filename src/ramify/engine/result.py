@@ -1,0 +1,110 @@
+"""What a generation gives back, and the counters with their definitions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ramify.engine.events import Accepted, Drafted, Event, Finished, Prefilled, Scored
+
+
+@dataclass
+class Stats:
+    """Counters of one sequence.
+
+    ``prompt_tokens``: tokens of the prompt. ``generated_tokens``: tokens committed after it (the kept tokens).
+    ``target_calls``: forward passes of the target while decoding, prefill aside. ``prefill_calls``: those of the
+    prefill. ``row_steps``: rows that the target evaluated while decoding, nodes of a tree counted one by one, padding
+    included. ``drafted``: proposed nodes, the pending token aside. ``accepted``: proposed nodes that were committed.
+    ``accepted_lengths``: how often 1, 2, … tokens were committed by one call. ``draft_seconds``, ``score_seconds``,
+    ``verify_seconds`` (verification, cache upkeep and the drafter's learning), ``prefill_seconds``: wall time of each
+    part; ``wall_seconds`` and ``cpu_seconds``: of the whole call, batch included.
+    """
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    target_calls: int = 0
+    prefill_calls: int = 0
+    row_steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    accepted_lengths: Counter[int] = field(default_factory=Counter)
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    score_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @property
+    def tokens_per_call(self) -> float:
+        """Mean accepted tokens (MAT): committed tokens per target call; 1.0 for plain decoding."""
+        return self.generated_tokens / self.target_calls if self.target_calls else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens per wall second of the whole call, prefill included."""
+        return self.generated_tokens / self.wall_seconds if self.wall_seconds else 0.0
+
+    @property
+    def decode_seconds(self) -> float:
+        """Wall time after the prefill."""
+        return self.wall_seconds - self.prefill_seconds
+
+    @staticmethod
+    def of(events: Iterable[Event], row: int) -> Stats:
+        """The counters of ``row``, gathered from a stream of events (total wall and CPU time aside)."""
+        stats = Stats()
+        for event in events:
+            match event:
+                case Prefilled() if event.row == row:
+                    stats.prompt_tokens += event.tokens
+                    stats.prefill_calls += event.calls
+                    stats.prefill_seconds += event.seconds
+                case Drafted() if event.row == row:
+                    stats.drafted += len(event.tree)
+                    stats.draft_seconds += event.seconds
+                case Scored() if row in event.rows:
+                    stats.target_calls += 1
+                    stats.row_steps += event.nodes
+                    stats.score_seconds += event.seconds
+                case Accepted() if event.row == row:
+                    stats.generated_tokens += len(event.tokens)
+                    stats.accepted += min(len(event.path), len(event.tokens))
+                    stats.accepted_lengths[len(event.tokens)] += 1
+                    stats.verify_seconds += event.seconds
+                case _:
+                    pass
+        return stats
+
+
+@dataclass
+class Result:
+    """One finished sequence.
+
+    ``text``: the continuation, special tokens left out. ``tokens``: its ids. ``prompt``: the prompt's ids.
+    ``finish``: "stop" or "length". ``paths``: the kept paths, best first (one for draft–verify methods). ``events``:
+    everything that happened to this row.
+    """
+
+    text: str
+    tokens: list[int]
+    prompt: list[int]
+    finish: str
+    stats: Stats
+    events: list[Event]
+
+    @property
+    def paths(self) -> list[list[int]]:
+        return [self.tokens]
+
+    @property
+    def steps(self) -> list[tuple[Drafted | None, Accepted]]:
+        """Every decoding step: its draft (None where nothing was proposed) and what was accepted of it."""
+        drafts = {event.step: event for event in self.events if isinstance(event, Drafted)}
+        return [(drafts.get(event.step), event) for event in self.events if isinstance(event, Accepted)]
+
+    @staticmethod
+    def finish_reason(events: Iterable[Event]) -> str:
+        return next((event.reason for event in events if isinstance(event, Finished)), "length")

@@ -1,0 +1,139 @@
+"""From logits to the law that is sampled, and from the law to a token.
+
+``Sampler.law`` is the one function that does it: all processors on the node's own prefix, temperature and
+truncation included, softmax in float32, one-hot when greedy. Target, draft and residual laws come from nowhere else.
+``Noise`` makes the choice at a position depend on nothing but the seed and the position, so that plain and
+speculative decoding with the same seed give the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ramify.engine.tree import TokenTree
+from ramify.errors import RamifyError
+
+Processor = Callable[[Tensor, Tensor], Tensor]  # a transformers LogitsProcessor
+
+_STATEFUL = {"UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor"}
+
+
+def is_stateful(processor: Processor) -> bool:
+    """Whether ``processor`` must be called once per token in order, so that no two sequences can share it."""
+    return type(processor).__name__ in _STATEFUL
+
+
+class Noise:
+    """Random numbers indexed by position: independent between positions, equal whenever a position is revisited."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._generator = torch.Generator()
+
+    def at(self, position: int) -> torch.Generator:
+        """The generator of ``position``, at its start (valid until the next call)."""
+        self._generator.manual_seed((self.seed * 1_000_003 + position * 7_919 + 1) % (1 << 63))
+        return self._generator
+
+    def pick(self, law: Tensor, position: int) -> int:
+        """A sample of ``law`` [V] by an exponential race (the Gumbel-max trick)."""
+        race = torch.empty(law.shape[-1]).exponential_(generator=self.at(position))
+        return int((law / race.to(law.device)).argmax())
+
+
+class Sampler:
+    """Sampling settings of one sequence.
+
+    ``processors``: transformers ``LogitsProcessor`` objects in order, warpers included. ``greedy``: take the most
+    likely token (the lowest id among equals). ``noise``: the source of every random choice.
+    """
+
+    def __init__(
+        self, processors: Sequence[Processor] = (), *, greedy: bool = True, noise: Noise | None = None
+    ) -> None:
+        self.processors = tuple(processors)
+        self.greedy = greedy
+        self.noise = noise or Noise(0)
+
+    @property
+    def is_argmax(self) -> bool:
+        """Whether the choice is the argmax of the raw logits, so that no law needs to be computed."""
+        return self.greedy and not self.processors
+
+    def require_stateless(self) -> None:
+        """Refuse processors that must be called once per token in order, which tree verification cannot do."""
+        for processor in self.processors:
+            if is_stateful(processor):
+                raise RamifyError(
+                    f"{type(processor).__name__} keeps a state from token to token, so drafts cannot be verified "
+                    "under it; use method='greedy' or method='sample'"
+                )
+
+    def law(self, prefix: Tensor, logits: Tensor) -> Tensor:
+        """The law of the next token after ``prefix`` [n], from ``logits`` [V]: float32 [V], summing to 1."""
+        scores = logits[None].to(torch.float32, copy=True)
+        for processor in self.processors:
+            scores = processor(prefix[None], scores)
+        if self.greedy:
+            check_finite(scores.max())
+            return torch.zeros_like(scores[0]).index_fill_(0, scores[0].argmax(), 1.0)
+        law = torch.softmax(scores[0], dim=-1)
+        check_finite(law[0])
+        return law
+
+
+def check_finite(value: Tensor) -> None:
+    """Raise ``RamifyError`` when a maximum or a softmax shows that the logits were NaN or infinite."""
+    if not bool(torch.isfinite(value).all()):
+        raise RamifyError(
+            "the model returned NaN or infinite logits; check its weights, or load it with dtype='float32'"
+        )
+
+
+class NodeLaws:
+    """The target's laws at the nodes of one scored tree, computed when a verifier asks for them.
+
+    ``tokens`` is the row's token buffer [capacity], whose first ``length`` entries are committed, the pending token
+    (node 0 of ``tree``) included; the rest is scratch space for node prefixes. ``logits``: [N, V], one row per node.
+    """
+
+    def __init__(self, sampler: Sampler, tree: TokenTree, logits: Tensor, tokens: Tensor, length: int) -> None:
+        self.sampler, self.tree, self.logits = sampler, tree, logits
+        self._tokens, self._length = tokens, length
+        self._laws: dict[int, Tensor] = {}
+        self._argmax: list[int] | None = None
+
+    def position(self, node: int) -> int:
+        """Absolute position of the token that follows ``node``."""
+        return self._length + self.tree.shape.depth[node]
+
+    def law(self, node: int) -> Tensor:
+        """The law of the token after ``node``: float32 [V]."""
+        law = self._laws.get(node)
+        if law is None:
+            law = self._laws[node] = self.sampler.law(self._prefix(node), self.logits[node])
+        return law
+
+    def pick(self, node: int) -> int:
+        """The one token that is sampled after ``node`` (the argmax when greedy); always the same for a node."""
+        if self.sampler.is_argmax:
+            if self._argmax is None:
+                best, index = self.logits.max(dim=-1)
+                check_finite(best)
+                self._argmax = index.tolist()
+            return self._argmax[node]
+        law = self.law(node)
+        if self.sampler.greedy:
+            return int(law.argmax())
+        return self.sampler.noise.pick(law, self.position(node))
+
+    def _prefix(self, node: int) -> Tensor:
+        path = self.tree.shape.path(node)[1:]
+        if not path:
+            return self._tokens[: self._length]
+        end = self._length + len(path)
+        self._tokens[self._length : end] = self.tree.tokens[list(path)]
+        return self._tokens[:end]

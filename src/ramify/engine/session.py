@@ -1,0 +1,236 @@
+"""The session: B rows of cached text, and one forward pass over new nodes of each. Nothing else touches a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ramify.engine.tree import TokenTree, TreeShape
+from ramify.errors import RamifyError
+from ramify.models.cache import RowCache
+from ramify.models.causal import CausalLM
+from ramify.models.forward import Nodes
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one forward pass gave.
+
+    ``logits``: [B, K, V] in the model's dtype, for the K nodes in ``nodes`` (all N by default). ``hidden``: by layer,
+    [B, N, D]. Rows with fewer nodes than N are padded at the end; their last entries mean nothing.
+    """
+
+    logits: Tensor
+    nodes: Sequence[int]
+    hidden: dict[int, Tensor]
+
+
+class Session:
+    """B rows, each with its own cached text of ``lengths[r]`` tokens.
+
+    ``score`` evaluates new nodes of every row, ``keep`` commits some of them to the cache and forgets the others,
+    ``select`` forks, drops or reorders rows. A plain step is a tree of one node.
+
+    A model that cannot score trees (``lm.trees`` is False) gets a session of one row over transformers' own cache,
+    where only chains can be scored and all their nodes must be kept.
+    """
+
+    def __init__(self, lm: CausalLM, rows: int = 1, capacity: int = 256) -> None:
+        if rows < 1:
+            raise RamifyError(f"a session needs at least one row, got {rows}")
+        if not lm.trees and rows > 1:
+            lm.require_trees("several rows at once")
+        self.lm = lm
+        self._cache = RowCache(lm.layers, rows, capacity)
+        self._plain: _PlainCache | None = None if lm.trees else _PlainCache(lm)
+        self._pending: list[int] | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Cached tokens of every row."""
+        return list(self._cache.lengths)
+
+    @property
+    def rows(self) -> int:
+        return len(self._cache.lengths)
+
+    @torch.no_grad()
+    def score(
+        self,
+        trees: TokenTree | Sequence[TokenTree],
+        *,
+        logits_at: Sequence[int] | None = None,
+        hidden_layers: Sequence[int] = (),
+    ) -> Scores:
+        """One forward pass over the nodes of ``trees`` (one for each row, or one for a single row).
+
+        Each node sees its row's cached text and its own ancestors. ``logits_at``: the nodes whose logits are wanted
+        (default all). ``hidden_layers``: layers whose hidden states are wanted; 0 = embeddings, −1 = before the head.
+        Raises ``RamifyError`` for tokens outside the vocabulary and for text beyond the model's context.
+        """
+        rows = [trees] if isinstance(trees, TokenTree) else list(trees)
+        if len(rows) != self.rows:
+            raise RamifyError(f"the session has {self.rows} rows, but {len(rows)} trees were given")
+        if any(len(tree) == 0 for tree in rows):
+            raise RamifyError("an empty tree cannot be scored; plain decoding scores the pending token alone")
+        for tree, length in zip(rows, self._cache.lengths, strict=True):
+            self._check(tree, length)
+        nodes = self._gather(rows, logits_at, hidden_layers)
+        if self._plain is not None and self._pending is not None:
+            self.lm.require_trees("a rollback")
+        if self._plain is not None:
+            logits, hidden = self._plain(nodes, rows[0].shape)
+        else:
+            self._cache.expect(nodes.tokens.shape[1], nodes.tokens.device)
+            logits, hidden = self.lm.forward(nodes, self._cache)
+        self._pending = [len(tree) for tree in rows]
+        return Scores(logits, range(nodes.tokens.shape[1]) if logits_at is None else logits_at, hidden)
+
+    def keep(self, nodes: Sequence[Sequence[int]]) -> None:
+        """Commit ``nodes[r]`` of what was scored last, a path from the top in each row, and forget the rest."""
+        if self._pending is None:
+            raise RamifyError("there is nothing to keep: score a tree first")
+        if len(nodes) != len(self._pending):
+            raise RamifyError(f"the session has {len(self._pending)} rows, but nodes of {len(nodes)} are to be kept")
+        for row, (kept, available) in enumerate(zip(nodes, self._pending, strict=True)):
+            if any(not 0 <= node < available for node in kept):
+                raise RamifyError(f"row {row} has {available} scored nodes, but {list(kept)} are to be kept")
+        if self._plain is not None and len(nodes[0]) != self._pending[0]:
+            self.lm.require_trees("a rollback")
+        self._pending = None
+        self._cache.keep(nodes)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget the newest tokens of every row, down to ``lengths[r]`` cached ones."""
+        if len(lengths) != self.rows or any(not 0 <= n <= m for n, m in zip(lengths, self.lengths, strict=True)):
+            raise RamifyError(f"rows of {self.lengths} tokens cannot be cut to {list(lengths)}")
+        if list(lengths) != self.lengths or self._pending is not None:
+            self.lm.require_trees("a rollback")
+        self._pending = None
+        self._cache.lengths = list(lengths)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Make row i of the session what row ``rows[i]`` was: fork by naming a row twice, drop by leaving it out."""
+        if list(rows) == list(range(self.rows)):
+            return
+        if not rows or any(not 0 <= row < self.rows for row in rows):
+            raise RamifyError(f"the session has rows 0 to {self.rows - 1}, cannot select {list(rows)}")
+        self.lm.require_trees("several rows at once")
+        self._pending = None
+        self._cache.select(rows)
+
+    def prefill(
+        self,
+        texts: Sequence[Sequence[int]],
+        *,
+        chunk: int = 512,
+        observe: Callable[[int, list[int], Tensor], None] | None = None,
+    ) -> int:
+        """Append the tokens ``texts[r]`` to every row, ``chunk`` at a time; returns the number of forward passes.
+
+        ``observe(row, tokens, logits)`` receives every token with the logits [n, V] that follow it; without it no
+        logits beyond one row are computed.
+        """
+        calls = 0
+        for start in range(0, max(map(len, texts)), chunk):
+            parts = [list(text[start : start + chunk]) for text in texts]
+            # A finished row repeats a token that is then not kept: every row needs a node.
+            trees = [TokenTree.chain(part or [0]) for part in parts]
+            scores = self.score(trees, logits_at=None if observe else [0])
+            if observe:
+                for row, part in enumerate(parts):
+                    if part:
+                        observe(row, part, scores.logits[row, : len(part)])
+            self.keep([range(len(part)) for part in parts])
+            calls += 1
+        return calls
+
+    def _check(self, tree: TokenTree, length: int) -> None:
+        depth = max(tree.shape.depth) + 1
+        if length + depth > self.lm.context:
+            raise RamifyError(
+                f"{length + depth} tokens do not fit the context of {self.lm.context} tokens of {self.lm.name}; "
+                "shorten the prompt or max_new_tokens"
+            )
+        low, high = int(tree.tokens.min()), int(tree.tokens.max())
+        if low < 0 or high >= self.lm.vocab_size:
+            outside = low if low < 0 else high
+            raise RamifyError(
+                f"token {outside} is outside the vocabulary of {self.lm.name} ({self.lm.vocab_size} tokens); "
+                "prompt and drafts must come from the model's own tokenizer"
+            )
+
+    def _gather(self, trees: list[TokenTree], logits_at: Sequence[int] | None, hidden_layers: Sequence[int]) -> Nodes:
+        """Put the rows' trees side by side, padded at the end with nodes that see only themselves."""
+        device = self.lm.device
+        count = max(map(len, trees))
+        lengths = torch.tensor(self._cache.lengths)[:, None]
+        if all(tree.shape is trees[0].shape for tree in trees):
+            tokens = torch.stack([tree.tokens for tree in trees])
+            positions = lengths + trees[0].shape.depth_tensor
+            ancestors = trees[0].shape.ancestors[None]
+        else:
+            tokens = torch.zeros(len(trees), count, dtype=torch.long, device=trees[0].tokens.device)
+            positions = lengths.repeat(1, count)
+            ancestors = torch.eye(count, dtype=torch.bool).repeat(len(trees), 1, 1)
+            for row, tree in enumerate(trees):
+                size = len(tree)
+                tokens[row, :size] = tree.tokens
+                positions[row, :size] += tree.shape.depth_tensor
+                ancestors[row, :size, :size] = tree.shape.ancestors
+        tokens = tokens.to(device)
+        return Nodes(
+            tokens,
+            positions.to(device),
+            self._cache.lengths,
+            ancestors.to(device),
+            self._embeddings(trees, tokens),
+            logits_at,
+            hidden_layers,
+        )
+
+    def _embeddings(self, trees: Iterable[TokenTree], tokens: Tensor) -> Tensor | None:
+        if all(tree.embeddings is None for tree in trees):
+            return None
+        embedded = self.lm.forward.embed(tokens).clone()
+        for row, tree in enumerate(trees):
+            if tree.embeddings is not None and tree.soft is not None:
+                soft = tree.soft.to(embedded.device).nonzero()[:, 0]
+                embedded[row, soft] = tree.embeddings.to(embedded)[soft.to(tree.embeddings.device)]
+        return embedded
+
+
+class _PlainCache:
+    """Chains on a model whose state cannot be rolled back: transformers' own cache, one row, everything kept."""
+
+    def __init__(self, lm: CausalLM) -> None:
+        self.lm = lm
+        self.state: Any = None
+
+    def __call__(self, nodes: Nodes, shape: TreeShape) -> tuple[Tensor, dict[int, Tensor]]:
+        if not shape.is_chain:
+            self.lm.require_trees("a token tree")
+        if nodes.embeddings is not None:
+            self.lm.require_trees("soft inputs")
+        # Fed one at a time once there is a state: recurrent kernels take longer inputs only from the start.
+        parts = [nodes.tokens] if self.state is None else list(torch.split(nodes.tokens, 1, dim=1))
+        outputs = [self._step(part, bool(nodes.hidden_layers)) for part in parts]
+        logits = torch.cat([output.logits for output in outputs], dim=1)
+        if nodes.logits_at is not None:
+            logits = logits[:, list(nodes.logits_at)]
+        hidden = {
+            layer: torch.cat([output.hidden_states[layer] for output in outputs], dim=1)
+            for layer in nodes.hidden_layers
+        }
+        return logits, hidden
+
+    def _step(self, tokens: Tensor, hidden: bool) -> Any:
+        state = {} if self.state is None else {self.state[0]: self.state[1]}
+        output = self.lm.model(input_ids=tokens, use_cache=True, output_hidden_states=hidden, **state)
+        name = next(n for n in ("past_key_values", "cache_params", "state") if getattr(output, n, None) is not None)
+        self.state = (name, getattr(output, name))
+        return output

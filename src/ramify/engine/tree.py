@@ -1,0 +1,189 @@
+"""Token trees: several continuations that share prefixes, flattened for one forward pass.
+
+A ``TreeShape`` is the structure alone, interned, so that depths and masks of a shape are computed once. A
+``TokenTree`` is a shape with a token at every node. Nodes are in topological order (a parent before its children);
+parent −1 means "child of the last committed token".
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ramify.engine.drawn import Drawn
+from ramify.errors import RamifyError
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """Structure of a token tree of N nodes; build with ``TreeShape.of``, which interns it."""
+
+    parents: tuple[int, ...]
+
+    @staticmethod
+    def of(parents: Iterable[int]) -> TreeShape:
+        """The shape with these parents [N]; raises ``RamifyError`` when a parent does not come before its child."""
+        return _intern(tuple(parents))
+
+    @staticmethod
+    def chain(length: int) -> TreeShape:
+        """A single path of ``length`` nodes."""
+        return _chain(length)
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    @functools.cached_property
+    def depth(self) -> tuple[int, ...]:
+        """Depth of every node [N]; 0 for children of the last committed token."""
+        depth: list[int] = []
+        for parent in self.parents:
+            depth.append(0 if parent < 0 else depth[parent] + 1)
+        return tuple(depth)
+
+    @functools.cached_property
+    def depth_tensor(self) -> Tensor:
+        return torch.tensor(self.depth, dtype=torch.long)
+
+    @functools.cached_property
+    def ancestors(self) -> Tensor:
+        """Bool [N, N]: entry (i, j) tells whether node j is i or an ancestor of i."""
+        n = len(self.parents)
+        if self.is_chain:
+            return torch.ones(n, n, dtype=torch.bool).tril_()
+        seen = torch.eye(n, dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
+
+    @functools.cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """Children of every node in order [N + 1]; the last entry holds those of the last committed token."""
+        lists: list[list[int]] = [[] for _ in range(len(self.parents) + 1)]
+        for node, parent in enumerate(self.parents):
+            lists[parent].append(node)
+        return tuple(map(tuple, lists))
+
+    @functools.cached_property
+    def is_chain(self) -> bool:
+        return all(parent == node - 1 for node, parent in enumerate(self.parents))
+
+    @functools.cached_property
+    def rooted(self) -> TreeShape:
+        """The same shape below one new node 0 (the pending token)."""
+        return TreeShape.of((-1, *(parent + 1 for parent in self.parents)))
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """Nodes from the top to ``node``, both included; empty for −1."""
+        nodes: list[int] = []
+        while node >= 0:
+            nodes.append(node)
+            node = self.parents[node]
+        return tuple(reversed(nodes))
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - shapes are interned and few
+    def cut(self, levels: int) -> tuple[int, ...]:
+        """The nodes of the first ``levels`` levels, in order."""
+        return tuple(node for node, depth in enumerate(self.depth) if depth < levels)
+
+
+@functools.lru_cache(maxsize=1024)
+def _intern(parents: tuple[int, ...]) -> TreeShape:
+    for node, parent in enumerate(parents):
+        if not -1 <= parent < node:
+            raise RamifyError(f"a token tree lists parents before children, but node {node} has parent {parent}")
+    return TreeShape(parents)
+
+
+@functools.lru_cache(maxsize=1024)
+def _chain(length: int) -> TreeShape:
+    return _intern(tuple(range(-1, length - 1)))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTree:
+    """Tokens on a shape.
+
+    ``tokens``: int64 [N]. ``drawn``: for drafters that sample, the draws that made the children of a node, by node
+    (−1 for the last committed token); a node without an entry has deterministic children. ``embeddings``: float
+    [N, D] together with ``soft`` (bool [N]) for nodes whose input embedding is given directly; their token is not
+    looked up.
+    """
+
+    tokens: Tensor
+    shape: TreeShape
+    drawn: dict[int, Drawn] = field(default_factory=dict)
+    embeddings: Tensor | None = None
+    soft: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens.shape != (len(self.shape),):
+            raise RamifyError(f"a tree of {len(self.shape)} nodes needs as many tokens, got {list(self.tokens.shape)}")
+        if (self.embeddings is None) != (self.soft is None):
+            raise RamifyError("soft nodes need both their embeddings and the mask that marks them")
+
+    def __len__(self) -> int:
+        return len(self.shape)
+
+    @staticmethod
+    def chain(tokens: Sequence[int] | Tensor) -> TokenTree:
+        """A single path."""
+        flat = torch.as_tensor(tokens, dtype=torch.long)
+        return TokenTree(flat, TreeShape.chain(len(flat)))
+
+    @staticmethod
+    def empty() -> TokenTree:
+        """No draft at all: plain decoding."""
+        return TokenTree.chain([])
+
+    @staticmethod
+    def from_paths(paths: Iterable[Sequence[int]]) -> TokenTree:
+        """Merge token paths into a tree (a trie); earlier paths keep earlier places among siblings."""
+        tokens: list[int] = []
+        parents: list[int] = []
+        places: dict[tuple[int, int], int] = {}
+        for path in paths:
+            node = -1
+            for token in path:
+                child = places.get((node, token))
+                if child is None:
+                    child = places[node, token] = len(tokens)
+                    tokens.append(token)
+                    parents.append(node)
+                node = child
+        return TokenTree(torch.tensor(tokens, dtype=torch.long), TreeShape.of(parents))
+
+    def rooted(self, token: int) -> TokenTree:
+        """This tree below a new node 0 that carries ``token`` (the pending one)."""
+        root = torch.tensor([token], dtype=torch.long, device=self.tokens.device)
+        drawn = {node + 1: draw for node, draw in self.drawn.items()}
+        embeddings = soft = None
+        if self.embeddings is not None and self.soft is not None:
+            embeddings = torch.cat([self.embeddings.new_zeros(1, self.embeddings.shape[1]), self.embeddings])
+            soft = torch.cat([self.soft.new_zeros(1), self.soft])
+        return TokenTree(torch.cat([root, self.tokens]), self.shape.rooted, drawn, embeddings, soft)
+
+    def cut(self, levels: int) -> TokenTree:
+        """The tree without nodes deeper than ``levels`` levels."""
+        if not self.shape.depth or max(self.shape.depth) < levels:
+            return self
+        nodes = self.shape.cut(levels)
+        place = {node: index for index, node in enumerate(nodes)} | {-1: -1}
+        shape = TreeShape.of(place[self.shape.parents[node]] for node in nodes)
+        index = torch.tensor(nodes, dtype=torch.long, device=self.tokens.device)
+        return TokenTree(
+            self.tokens[index],
+            shape,
+            {
+                place[node]: draw
+                for node, draw in self.drawn.items()
+                if place.get(node) is not None and levels > 0 and (node < 0 or self.shape.depth[node] < levels - 1)
+            },
+            None if self.embeddings is None else self.embeddings[index],
+            None if self.soft is None else self.soft[index],
+        )

@@ -1,0 +1,1 @@
+"""The methods: one file per published system, found by the registry without a list."""

@@ -1,0 +1,1 @@
+"""Other implementations of decoding, as rows to compare with."""

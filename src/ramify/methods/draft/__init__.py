@@ -1,0 +1,1 @@
+"""Draft–verify methods: they propose trees, the engine verifies them."""

@@ -1,0 +1,1 @@
+"""What a model is to the rest: loading, the forward pass, probes and the cost curve."""

@@ -1,0 +1,139 @@
+"""The machine's cost curve: what a forward pass over k rows costs beside one over a single row.
+
+Verification is nearly free only while the weights' transfer takes longer than the rows' arithmetic, and the curve has
+steps that no formula foresees. It is measured once for a model's shape, dtype, device and thread count, and kept in
+the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ramify.models.cache import RowCache
+from ramify.models.causal import CausalLM
+from ramify.models.forward import Nodes
+
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160)
+PREFIX = 128  # cached tokens while measuring
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """``seconds[i]``: least wall time of a forward pass over ``rows[i]`` new nodes behind 128 cached tokens.
+
+    ``key`` names model shape, dtype, device and threads.
+    """
+
+    key: str
+    rows: list[int]
+    seconds: list[float]
+
+    def cost(self, rows: int) -> float:
+        """Seconds of a forward pass over ``rows`` nodes, interpolated between measured sizes."""
+        if rows <= self.rows[0]:
+            return self.seconds[0]
+        for low, high, below, above in zip(self.rows, self.rows[1:], self.seconds, self.seconds[1:], strict=False):
+            if rows <= high:
+                return below + (above - below) * (rows - low) / (high - low)
+        return self.seconds[-1] * rows / self.rows[-1]
+
+    def ratio(self, rows: int) -> float:
+        """Cost of ``rows`` nodes in units of a plain step."""
+        return self.cost(rows) / self.seconds[0]
+
+    def best(self, expected: Callable[[int], float], sizes: Sequence[int], overhead: float = 0.0) -> int:
+        """The number of draft nodes with the most expected tokens per second, 0 when none beats plain decoding.
+
+        ``expected(n)``: committed tokens per pass with n draft nodes, 1 for n = 0. ``overhead``: seconds that
+        drafting itself adds to a pass.
+        """
+        speeds = {size: expected(size) / (self.cost(size + 1) + overhead) for size in sizes}
+        speeds[0] = 1.0 / self.cost(1)
+        return max(speeds, key=lambda size: (speeds[size], -size))
+
+
+def calibrate(lm: CausalLM, *, refresh: bool = False, budget: float = 10.0) -> CostCurve:
+    """The cost curve of ``lm`` here, from the cache folder or measured now within about ``budget`` seconds."""
+    key = _key(lm)
+    file = cache_folder() / "cost-curves.json"
+    known = _read(file)
+    if key in known and not refresh:
+        return CostCurve(**known[key])  # type: ignore[arg-type]
+    curve = measure(lm, key, budget)
+    known[key] = asdict(curve)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(known, indent=1))
+        temporary.replace(file)
+    except OSError:
+        pass  # a read-only home folder only means measuring again next time
+    return curve
+
+
+def measure(lm: CausalLM, key: str, budget: float, rows: Sequence[int] = ROWS) -> CostCurve:
+    """Time all sizes in turn, again and again until ``budget`` seconds are spent (three to fifty rounds)."""
+    lm.require_trees("forward passes of several rows")
+    sizes = [size for size in rows if PREFIX + size <= lm.context] or [1]
+    prefix = min(PREFIX, lm.context - sizes[-1])
+    cache = RowCache(lm.layers, rows=1, capacity=prefix + sizes[-1])
+    best = [float("inf")] * len(sizes)
+    with torch.no_grad():
+        _forward(lm, cache, prefix)
+        cache.keep([range(prefix)])
+        for size in sizes:
+            _forward(lm, cache, size)
+        began = time.perf_counter()
+        for round_ in range(50):
+            if round_ >= 3 and time.perf_counter() - began > budget:
+                break
+            for index, size in enumerate(sizes):
+                best[index] = min(best[index], _forward(lm, cache, size))
+    return CostCurve(key, sizes, best)
+
+
+def _forward(lm: CausalLM, cache: RowCache, size: int) -> float:
+    length = cache.lengths[0]
+    tokens = torch.arange(1, size + 1, device=lm.device)[None] % lm.vocab_size
+    positions = torch.arange(length, length + size, device=lm.device)[None]
+    ancestors = torch.ones(1, size, size, dtype=torch.bool, device=lm.device).tril_()
+    began = time.perf_counter()
+    cache.expect(size, lm.device)
+    lm.forward(Nodes(tokens, positions, [length], ancestors), cache)
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize(lm.device)
+    return time.perf_counter() - began
+
+
+def cache_folder() -> Path:
+    """Where measurements are kept: ``RAMIFY_CACHE``, else the platform's cache folder for "ramify"."""
+    import os
+
+    from platformdirs import user_cache_path
+
+    given = os.environ.get("RAMIFY_CACHE")
+    return Path(given) if given else user_cache_path("ramify")
+
+
+def _key(lm: CausalLM) -> str:
+    described = {k: v for k, v in lm.model.config.to_dict().items() if not k.startswith("_")}
+    shape = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    device = torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else lm.device.type
+    kind = str(lm.dtype).removeprefix("torch.")
+    threads = torch.get_num_threads()
+    return f"{lm.model.config.model_type}-{shape} {kind} {device} {threads} threads torch {torch.__version__}"
+
+
+def _read(file: Path) -> dict[str, dict[str, object]]:
+    try:
+        content: dict[str, dict[str, object]] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content

@@ -1,0 +1,130 @@
+"""The forward pass behind one small interface: new nodes in, logits and hidden states out.
+
+``TransformersForward`` runs the model's own ``forward`` and so serves every family whose attention takes an explicit
+mask. A faster implementation for some families may take its place; the session does not know which one runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ramify.models.cache import RowCache
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What enters one forward pass: B rows of N nodes each.
+
+    ``tokens``: int64 [B, N]. ``positions``: int64 [B, N]. ``lengths``: cached entries of each row, all visible to its
+    nodes. ``ancestors``: bool [B or 1, N, N], which new nodes each node sees, itself included. ``embeddings``:
+    [B, N, D] in place of the token look-up. ``logits_at``: indices of the nodes whose logits are wanted, None for all.
+    ``hidden_layers``: hidden states wanted, 0 = embeddings, l = output of layer l, −1 = what the head sees.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    lengths: Sequence[int]
+    ancestors: Tensor
+    embeddings: Tensor | None = None
+    logits_at: Sequence[int] | None = None
+    hidden_layers: Sequence[int] = ()
+
+
+class Forward(Protocol):
+    """One pass over new nodes; writes their keys and values into ``cache``. ``dtype``: that of weights and logits."""
+
+    dtype: torch.dtype
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings of ``tokens``: [..., D]."""
+        ...
+
+    def __call__(self, nodes: Nodes, cache: RowCache) -> tuple[Tensor, dict[int, Tensor]]:
+        """Returns logits [B, K, V] and the wanted hidden states, each [B, N, D]."""
+        ...
+
+
+class TransformersForward:
+    """The model's own ``forward`` with an additive float mask, the one form that all attention backends read alike.
+
+    ``mask_by_type``: whether the model takes a dictionary of masks by layer type (alternating local and global
+    layers) instead of one mask for all layers; which of the two holds is found by the probe at loading.
+    """
+
+    def __init__(self, model: Any, mask_by_type: bool) -> None:
+        self.model = model
+        self.mask_by_type = mask_by_type
+        config = model.config.get_text_config(decoder=True)
+        self.layer_types: tuple[str, ...] = tuple(getattr(config, "layer_types", None) or ())
+        self.window = sliding_window(config)
+        self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.dtype: torch.dtype = model.dtype
+
+    def __call__(self, nodes: Nodes, cache: RowCache) -> tuple[Tensor, dict[int, Tensor]]:
+        inputs: dict[str, Any] = {"position_ids": nodes.positions, "past_key_values": cache, "use_cache": True}
+        if nodes.embeddings is None:
+            inputs["input_ids"] = nodes.tokens
+        else:
+            inputs["inputs_embeds"] = nodes.embeddings
+        mask = self._mask(nodes)
+        if mask is not None:
+            inputs["attention_mask"] = mask
+        if nodes.hidden_layers:
+            inputs["output_hidden_states"] = True
+        if nodes.logits_at is not None and self.takes_logits_to_keep:
+            inputs["logits_to_keep"] = torch.tensor(nodes.logits_at, device=nodes.tokens.device)
+        output = self.model(**inputs)
+        logits = output.logits
+        if nodes.logits_at is not None and not self.takes_logits_to_keep:
+            logits = logits[:, list(nodes.logits_at)]
+        return logits, {layer: output.hidden_states[layer] for layer in nodes.hidden_layers}
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings of ``tokens``: [..., D]."""
+        embedded: Tensor = self.model.get_input_embeddings()(tokens)
+        return embedded
+
+    def _mask(self, nodes: Nodes) -> Tensor | dict[str, Tensor] | None:
+        count = nodes.tokens.shape[1]
+        slots = max(nodes.lengths) + count
+        outgrown = self.window is not None and slots > self.window
+        if count == 1 and not outgrown and min(nodes.lengths) == max(nodes.lengths):
+            return None
+        hidden = torch.finfo(self.dtype).min
+        full = torch.full((len(nodes.lengths), count, slots), hidden, dtype=self.dtype, device=nodes.tokens.device)
+        among = torch.full(nodes.ancestors.shape, hidden, dtype=self.dtype, device=nodes.tokens.device)
+        among.masked_fill_(nodes.ancestors, 0.0)
+        for row, length in enumerate(nodes.lengths):
+            full[row, :, :length] = 0.0
+            full[row, :, length : length + count] = among[row if len(among) > 1 else 0]
+        local = self._within_window(full, nodes, hidden) if outgrown else full
+        if self.mask_by_type:
+            return {"full_attention": full[:, None], "sliding_attention": local[:, None]}
+        return local[:, None]
+
+    def _within_window(self, full: Tensor, nodes: Nodes, hidden: float) -> Tensor:
+        """``full`` without the slots that lie a window or more behind a node, by their logical positions."""
+        assert self.window is not None
+        count = nodes.tokens.shape[1]
+        local = full.clone()
+        for row, length in enumerate(nodes.lengths):
+            place = torch.arange(full.shape[-1], device=full.device)
+            place[length : length + count] = nodes.positions[row]
+            distance = nodes.positions[row][:, None] - place
+            local[row].masked_fill_(distance >= self.window, hidden)
+        return local
+
+
+def sliding_window(config: Any) -> int | None:
+    """The attention window in tokens if any layer of the model has one."""
+    window: int | None = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if getattr(config, "use_sliding_window", True) is False or (types and "sliding_attention" not in types):
+        return None
+    return window

@@ -1,0 +1,194 @@
+"""Registered means tested: every lossless draft method of the catalogue gives exactly the tokens of plain decoding.
+
+Greedy, and sampled with coupled noise under temperature, top-p and a repetition penalty; alone and in a ragged batch;
+with texts that cross the sliding window. All of it in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from families import FAMILIES, WINDOW, build, lm, text
+
+import ramify
+from ramify.api import generate
+from ramify.engine.result import Result
+from ramify.errors import RamifyError
+from ramify.methods.base import Method
+from ramify.methods.registry import Card, catalogue, create, find
+from ramify.models.causal import DEMO, CausalLM, load
+
+PROMPTS = [text(5, 1), text(17, 2, period=6), text(9, 3, period=3)]
+NEW = 32
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "greedy, penalised": {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+    "sampled": {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.15, "top_k": 0},
+    "sampled hot": {"do_sample": True, "temperature": 1.2, "top_k": 20},
+}
+THOROUGH = ["llama", "mistral", "gemma3"]
+
+
+@functools.cache
+def assistant(family: str) -> Any:
+    """The target's own weights, somewhat blurred: right often, not always."""
+    import torch
+
+    model = build(family)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * weight.std() * torch.randn(weight.shape, generator=generator))
+    return load(model)
+
+
+# Options for methods that cannot be built from nothing, or would size themselves by the clock.
+OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "assistant": lambda family: {"model": assistant(family)},
+    "prompt-lookup": lambda family: {"length": 10},
+    "suffix": lambda family: {"length": 40},
+    "token-recycling": lambda family: {"nodes": 24},
+}
+# Further settings of a method that deserve the matrix too.
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("prompt-lookup", {"match": "recent", "ngram": 2, "length": 4}),
+    ("prompt-lookup", {"length": None}),
+    ("suffix", {"length": 3, "min_match": 2}),
+    ("suffix", {"length": None}),
+    ("token-recycling", {"template": "paper", "nodes": None, "scope": "request", "seed_from_prompt": False}),
+    ("token-recycling", {"nodes": 0}),
+    ("token-recycling", {"nodes": None}),
+    ("assistant", {"schedule": "constant", "length": 2}),
+]
+CARDS = [card for card in catalogue() if card.family == "draft" and card.lossless]
+NAMES = [card.name for card in CARDS]
+
+
+def make(name: str, family: str, **options: Any) -> Method:
+    """The method, verifying by matching where it lets one choose, so that sampled tokens can be compared too."""
+    if "verifier" in [field.name for field in fields(find(name))]:
+        options = {"verifier": "match"} | options
+    try:
+        return create(name, **(OPTIONS.get(name, lambda _: {})(family) | options))
+    except (RamifyError, TypeError) as error:
+        pytest.fail(f"{name!r} is registered as a lossless draft method, but cannot be built here ({error}); give it "
+                    f"options in OPTIONS of {__name__}")  # fmt: skip
+
+
+@functools.cache
+def plain(family: str, setting: str) -> list[list[int]]:
+    """Plain decoding of every prompt alone, row i with seed + i."""
+    chosen = SETTINGS[setting]
+    method = "sample" if chosen["do_sample"] else "greedy"
+    results = [
+        generate(lm(family), prompt, method, max_new_tokens=NEW, seed=11 + row, **chosen)
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    return [result.tokens for result in results]
+
+
+def run(method: Method, family: str, prompts: Any, setting: str, seed: int = 11) -> list[Result]:
+    results: list[Result] = generate(lm(family), prompts, method, max_new_tokens=NEW, seed=seed, **SETTINGS[setting])
+    return results
+
+
+def check(method: Method, family: str, setting: str) -> None:
+    batch = run(method, family, PROMPTS, setting)
+    assert [result.tokens for result in batch] == plain(family, setting)
+    for row, prompt in enumerate(PROMPTS):  # the same object again: what it learned must not matter
+        [alone] = run(method, family, [prompt], setting, seed=11 + row)
+        assert alone.tokens == plain(family, setting)[row]
+        assert alone.stats.generated_tokens == NEW
+        assert alone.stats.target_calls + alone.stats.accepted == NEW
+        assert alone.stats.drafted >= alone.stats.accepted
+
+
+def test_there_are_methods():
+    assert {"prompt-lookup", "suffix", "assistant", "token-recycling"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("card", CARDS, ids=NAMES)
+def test_greedy_tokens_are_the_plain_ones(card: Card, family: str):
+    check(make(card.name, family), family, "greedy")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("card", CARDS, ids=NAMES)
+def test_sampled_tokens_are_the_plain_ones(card: Card, family: str):
+    method = make(card.name, family)
+    rule = getattr(method, "rule", None)
+    if rule is not None and rule.function.__name__ != "match":
+        pytest.skip(f"{card.name} verifies by {rule.function.__name__}: exact in law, not token by token")
+    check(method, family, "sampled")
+
+
+@pytest.mark.parametrize("setting", ["greedy, penalised", "sampled hot"])
+@pytest.mark.parametrize("family", THOROUGH)
+@pytest.mark.parametrize("card", CARDS, ids=NAMES)
+def test_under_other_settings(card: Card, family: str, setting: str):
+    check(make(card.name, family), family, setting)
+
+
+@pytest.mark.parametrize("setting", ["greedy", "sampled"])
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{name} {given}" for name, given in VARIANTS])
+def test_variants(name: str, options: dict[str, Any], setting: str):
+    for family in THOROUGH:
+        check(make(name, family, **options), family, setting)
+
+
+@pytest.mark.parametrize("verifier", ["speculative", "block"])
+def test_rejection_rules_are_greedy_at_temperature_zero(verifier: str):
+    for card in CARDS:
+        if "verifier" in [field.name for field in fields(find(card.name))]:
+            for setting in ("greedy", "greedy, penalised"):
+                check(make(card.name, "mistral", verifier=verifier), "mistral", setting)
+
+
+@pytest.mark.skipif(not (DEMO / "config.json").exists(), reason="the demo model is not in the package")
+@pytest.mark.parametrize("setting", ["greedy", "sampled"])
+@pytest.mark.parametrize("card", CARDS, ids=NAMES)
+def test_the_demo_model(card: Card, setting: str):
+    demo = demo_lm()
+    prompts = ["def read(path):\n    with open(", "class Queue:\n    def __init__(self"]
+    given = {"max_new_tokens": 40, "seed": 2, **SETTINGS[setting]}
+    method = make(card.name, "llama", **({"model": demo} if card.name == "assistant" else {}))
+    plain = generate(demo, prompts, "sample" if given["do_sample"] else "greedy", **given)
+    assert [each.tokens for each in generate(demo, prompts, method, **given)] == [each.tokens for each in plain]
+
+
+@functools.cache
+def demo_lm() -> CausalLM:
+    return load("demo", dtype="float32")
+
+
+def test_the_matrix_means_something():
+    """Texts cross the window, are not one token over and over, and drafts are accepted as well as rejected."""
+    assert min(map(len, PROMPTS)) < WINDOW < min(map(len, PROMPTS)) + NEW
+    for setting in SETTINGS:
+        texts = [row for family in FAMILIES for row in plain(family, setting)]
+        assert sum(len(set(row)) >= 5 for row in texts) >= 0.8 * len(texts)
+    for name in NAMES:
+        results = [
+            result
+            for family in ("qwen3", "phi3", "gpt_neox")
+            for result in run(make(name, family), family, PROMPTS, "greedy")
+        ]
+        assert sum(result.stats.accepted for result in results) > 20
+        assert sum(result.stats.drafted - result.stats.accepted for result in results) > 20
+
+
+def test_seeds_matter_and_repeat():
+    first, again, other = (
+        generate(lm("llama"), PROMPTS[1], "prompt-lookup", max_new_tokens=NEW, seed=seed, **SETTINGS["sampled"]).tokens
+        for seed in (3, 3, 4)
+    )
+    assert first == again != other
+
+
+def test_methods_are_the_same_from_the_package():
+    assert [card.name for card in ramify.methods() if card in CARDS] == NAMES
