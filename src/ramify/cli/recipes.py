@@ -117,6 +117,9 @@ def bench(
     with shell.waiting(f"running {name} …"):
         shell.quiet()
         outcome = RECIPES[name].run(seed=seed, **options)
+    if save:
+        command = shlex.join(["ramify", *sys.argv[1:]])
+        save.write_text(f"# {name}: {RECIPES[name].summary}\n\n`{command}`\n\n{outcome.to_markdown()}")
     if json:
         shell.emit(outcome.to_dict())
     else:

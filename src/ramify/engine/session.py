@@ -37,6 +37,8 @@ class Session:
 
     A model that cannot score trees (``lm.trees`` is False) gets a session of one row over transformers' own cache,
     where only chains can be scored and all their nodes must be kept.
+
+    Passes run in inference mode: to train on logits or hidden states, clone them first.
     """
 
     def __init__(self, lm: CausalLM, rows: int = 1, capacity: int = 256) -> None:
@@ -58,7 +60,7 @@ class Session:
     def rows(self) -> int:
         return len(self._cache.lengths)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def score(
         self,
         trees: TokenTree | Sequence[TokenTree],
@@ -90,6 +92,7 @@ class Session:
         self._pending = [len(tree) for tree in rows]
         return Scores(logits, range(nodes.tokens.shape[1]) if logits_at is None else logits_at, hidden)
 
+    @torch.inference_mode()
     def keep(self, nodes: Sequence[Sequence[int]]) -> None:
         """Commit ``nodes[r]`` of what was scored last, a path from the top in each row, and forget the rest."""
         if self._pending is None:
@@ -113,6 +116,7 @@ class Session:
         self._pending = None
         self._cache.lengths = list(lengths)
 
+    @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
         """Make row i of the session what row ``rows[i]`` was: fork by naming a row twice, drop by leaving it out."""
         if list(rows) == list(range(self.rows)):
@@ -156,7 +160,7 @@ class Session:
                 f"{length + depth} tokens do not fit the context of {self.lm.context} tokens of {self.lm.name}; "
                 "shorten the prompt or max_new_tokens"
             )
-        low, high = int(tree.tokens.min()), int(tree.tokens.max())
+        low, high = (int(bound) for bound in tree.tokens.aminmax())
         if low < 0 or high >= self.lm.vocab_size:
             outside = low if low < 0 else high
             raise RamifyError(

@@ -24,19 +24,12 @@ class RowCache(Cache):
     def __init__(self, layers: int, rows: int, capacity: int = 256) -> None:
         self.lengths = [0] * rows
         self.capacity = capacity
-        self.incoming = 0
         self.slots: Tensor | None = None
         self.row_layers = [RowLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.row_layers))
 
-    @property
-    def start(self) -> int:
-        """Where new entries go when all rows are equally long."""
-        return self.lengths[0]
-
     def expect(self, nodes: int, device: torch.device) -> int:
         """Make room for ``nodes`` new entries in every row; returns how many slots the next forward pass sees."""
-        self.incoming = nodes
         end = max(self.lengths) + nodes
         if end > self.capacity:
             self.capacity = max(end, 2 * self.capacity)
@@ -100,13 +93,13 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         new = key_states.shape[2]
         end = max(cache.lengths) + new
         if cache.slots is None:
-            self.keys[:, :, cache.start : end] = key_states
-            self.values[:, :, cache.start : end] = value_states
+            self.keys.narrow(2, end - new, new).copy_(key_states)
+            self.values.narrow(2, end - new, new).copy_(value_states)
         else:
             index = cache.slots[:, None, :, None]
             self.keys.scatter_(2, index.expand_as(key_states), key_states)
             self.values.scatter_(2, index.expand_as(value_states), value_states)
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
 
     def grow(self, capacity: int) -> None:
         if self.keys is None or self.values is None:
@@ -122,8 +115,7 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             if buffer is None:
                 continue
             if source.shape[0] == 1:
-                start = int(target[0, 0])
-                buffer[:, :, start : start + source.shape[1]] = buffer[:, :, source[0]]
+                buffer.index_copy_(2, target[0], buffer.index_select(2, source[0]))
             else:
                 shape = (buffer.shape[0], buffer.shape[1], source.shape[1], buffer.shape[3])
                 moved = buffer.gather(2, source[:, None, :, None].expand(shape))
