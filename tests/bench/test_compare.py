@@ -31,6 +31,7 @@ class Fake:
     wrong: int | None = None
     fails: str = ""
     card = SimpleNamespace(name="fake", lossless=True)
+    prepares = False
 
 
 def fake_result(method: Fake, new: int = 12) -> Result:

@@ -34,14 +34,15 @@ NEW = 30
 # Number of children of every inner node of the published tree, as its paper's code lists them.
 CHILDREN = {
     "": 8,
-    **{"0": 8, "1": 4, "2": 3, "3": 2, "4": 1, "5": 1, "6": 1, "7": 1},
-    **{"00": 8, "01": 3, "02": 2, "03": 1, "04": 1, "05": 1, "06": 1, "07": 1},
-    **{"10": 2, "11": 1, "20": 1, "30": 1, "40": 1, "50": 1},
-    **{"000": 5, "001": 2, "002": 1, "003": 1, "004": 1, "010": 1, "020": 1, "100": 1, "200": 1, "300": 1},
-    **{"0000": 3, "0001": 1, "0002": 1, "0010": 1, "0100": 1, "1000": 1},
-    **{"00000": 2, "00010": 1},
-}
+    "0": 8, "1": 4, "2": 3, "3": 2, "4": 1, "5": 1, "6": 1, "7": 1,
+    "00": 8, "01": 3, "02": 2, "03": 1, "04": 1, "05": 1, "06": 1, "07": 1,
+    "10": 2, "11": 1, "20": 1, "30": 1, "40": 1, "50": 1,
+    "000": 5, "001": 2, "002": 1, "003": 1, "004": 1, "010": 1, "020": 1, "100": 1, "200": 1, "300": 1,
+    "0000": 3, "0001": 1, "0002": 1, "0010": 1, "0100": 1, "1000": 1,
+    "00000": 2, "00010": 1,
+}  # fmt: skip
 FORK = Template(((0,), (1,), (0, 0)))
+CALIBRATED = [name for name, entry in json.loads(module.TEMPLATES.read_text()).items() if "rates" in entry]
 
 
 def context(token: int, sampler: Sampler | None = None) -> Context:
@@ -67,6 +68,12 @@ def run(method: TokenRecycling, new: int = NEW, prompt: list[int] = PROMPT, **se
     return result
 
 
+def used(method: TokenRecycling) -> Template:
+    [found] = [value for key, value in method.memory.items() if key[0] == "tree"]
+    template: Template = found
+    return template
+
+
 def matrix(method: TokenRecycling) -> np.ndarray:
     found: np.ndarray = method.memory["matrix", lm("llama")]
     return found
@@ -90,8 +97,9 @@ def test_the_published_tree():
     assert sum(not kids for kids in tree.shape.children[:-1]) == 40
 
 
-def test_every_beginning_of_the_calibrated_tree_is_a_tree():
-    tree = Template.load("calibrated")
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_every_beginning_of_a_calibrated_tree_is_a_tree(name: str):
+    tree = Template.load(name)
     assert len(tree.ranks) == len(tree.rates) == len(set(tree.ranks)) == 160
     assert max(map(len, tree.ranks)) <= module.DEPTH
     assert max(map(max, tree.ranks)) < 8
@@ -116,7 +124,7 @@ def test_a_smaller_k_leaves_out_the_ranks_that_it_has_not():
 
 def test_templates_are_kept_in_files(tmp_path: Path):
     file = tmp_path / "mine.json"
-    for template in (Template(FORK.ranks, (0.5, 0.25, 0.125)), FORK, Template.load("calibrated")):
+    for template in (Template(FORK.ranks, (0.5, 0.25, 0.125)), FORK, Template.load("greedy")):
         template.save(file)
         assert Template.load(str(file)) == template
     FORK.save(file)
@@ -129,15 +137,19 @@ def test_what_is_wrong_with_a_template_is_said(tmp_path: Path):
     with pytest.raises(RamifyError, match=r"node \(0, 0\) before its parent"):
         Template(((0, 0), (0,)))
     with pytest.raises(RamifyError, match="did you mean 'calibrated'"):
-        Template.load("calibrate")
+        run(TokenRecycling(template="calibrate"))
     with pytest.raises(RamifyError, match="did you mean 'paper'"):
         run(TokenRecycling(template="papers"))
     with pytest.raises(RamifyError, match="3 nodes, fewer than the 4"):
         FORK.first(4)
     with pytest.raises(RamifyError, match="80 nodes, fewer than the 81"):
         run(TokenRecycling(template="paper", nodes=81))
+    with pytest.raises(RamifyError, match="3 nodes but 1 rates"):
+        Template(FORK.ranks, (0.5,))
     file = tmp_path / "mine.json"
-    for content in ("{", "[[0], [1]]", '{"paths": [[0]]}', '{"ranks": 3}', '{"ranks": [[]]}', '{"ranks": [[-1]]}'):
+    broken = ["{", "[[0], [1]]", '{"paths": [[0]]}']
+    broken += [f'{{"ranks": {ranks}}}' for ranks in ("3", "[[]]", "[[-1]]", '[["a"]]', "[[1, 0]]")]
+    for content in broken:
         file.write_text(content)
         with pytest.raises(RamifyError, match=r"mine\.json is no template file"):
             Template.load(str(file))
@@ -220,7 +232,6 @@ def test_any_matrix_gives_the_greedy_tokens(update: Any, seed: int):
     adversarial = np.random.default_rng(seed).integers(0, VOCABULARY, (VOCABULARY, 8), dtype=np.int32)
     method.memory["matrix", lm("llama")] = adversarial if seed else np.full_like(adversarial, 7)
     assert run(method).tokens == plain()
-    assert matrix(method) is method.memory["matrix", lm("llama")]
 
 
 def test_no_nodes_is_plain_decoding():
@@ -258,7 +269,7 @@ class Watched(TokenRecycling):
     """Keeps every outcome, and a copy of the matrix right after it was learned from."""
 
     def drafter(self, lm: Any, request: Request) -> Recycler:
-        recycler = Recycler(self, self._tree(lm), self._matrix(lm))
+        recycler = Recycler(self, self._tree(lm, request.sampler.greedy), self._matrix(lm))
         learn, self.memory["seen"] = recycler.observe, []
 
         def observe(outcome: Outcome) -> None:
@@ -311,7 +322,6 @@ def test_the_matrix_is_forgotten_after_a_request():
     first, second = run(method), run(method)
     assert first.stats.accepted_lengths == second.stats.accepted_lengths
     assert ("matrix", lm("llama")) not in method.memory
-    assert method.drafter(lm("llama"), Request(PROMPT, 20)).matrix.any() is np.False_  # type: ignore[attr-defined]
 
 
 def test_models_do_not_share_a_matrix():
@@ -350,9 +360,12 @@ def test_the_cost_curve_sizes_the_tree(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "calibrate", lambda lm, curve=curve: curve)
         method = TokenRecycling()
         assert run(method).tokens == plain()
-        sizes[name] = len(method.memory["tree", lm("llama")].ranks)
+        sizes[name] = len(used(method).ranks)
     assert sizes == {"free": 160, "steep": 0, "step": 24}
-    assert method.memory["tree", lm("llama")] == Template.load("calibrated").first(24)
+    assert used(method) == Template.load("greedy").first(24)
+    sampled = TokenRecycling()
+    run(sampled, do_sample=True)
+    assert used(sampled) == Template.load("sampled").first(24)
 
 
 def test_sizes_without_a_curve(monkeypatch: pytest.MonkeyPatch):
@@ -362,10 +375,29 @@ def test_sizes_without_a_curve(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "calibrate", never)
     for method, nodes in ((TokenRecycling(template="paper"), 80), (TokenRecycling(nodes=20), 20)):
         run(method, new=3)
-        assert len(method.memory["tree", lm("llama")].ranks) == nodes
+        assert len(used(method).ranks) == nodes
 
 
 # ---------------------------------------------------------------- calibration
+
+
+class Asked(Recycler):
+    """Counts the paths of the full tree that would have been right, knowing the ``whole`` text."""
+
+    def __init__(self, method: TokenRecycling, whole: list[int], table: np.ndarray) -> None:
+        super().__init__(method, Template.load("paper"), table)
+        self.whole, self.steps, self.counts = whole, 0, Counter[tuple[int, ...]]()
+
+    def draft(self, context: Context) -> TokenTree:
+        self.steps += 1
+        path: tuple[int, ...] = ()
+        for place in range(len(context.tokens), min(len(self.whole), len(context.tokens) + module.DEPTH)):
+            row = self.matrix[self.whole[place - 1]].tolist()
+            if self.whole[place] not in row:
+                break
+            path = (*path, row.index(self.whole[place]))
+            self.counts[path] += 1
+        return super().draft(context)
 
 
 def test_calibration_counts_the_nodes_that_would_have_been_right():
@@ -379,36 +411,24 @@ def test_calibration_counts_the_nodes_that_would_have_been_right():
     method = TokenRecycling(template="paper")
     for request in requests:
         whole = [*request.prompt, *plain(20, list(request.prompt))]
-
-        class Asked(Recycler):
-            def draft(self, context: Context) -> TokenTree:
-                nonlocal steps
-                steps += 1
-                place, path = len(context.tokens), ()
-                while place < len(whole) and len(path) < 6:
-                    row = self.matrix[whole[place - 1]].tolist()  # noqa: B023 - used within the loop
-                    if whole[place] not in row:  # noqa: B023
-                        break
-                    path = (*path, row.index(whole[place]))  # noqa: B023
-                    counts[path] += 1
-                    place += 1
-                return super().draft(context)
-
-        drafter = Asked(method, method._tree(lm("llama")), method._matrix(lm("llama")))
+        drafter = Asked(method, whole, method._matrix(lm("llama")))
         events = module.speculate(lm("llama"), [request], [drafter])
         tokens = [token for event in events if isinstance(event, Accepted) for token in event.tokens]
         assert [*request.prompt, *tokens] == whole
+        counts.update(drafter.counts)
+        steps += drafter.steps
     assert steps > 0
     best = sorted(counts, key=lambda path: (-counts[path], len(path), path))[:12]
     assert list(template.ranks) == best
     assert template.rates == pytest.approx([counts[path] / steps for path in best])
 
 
-def test_train_template_writes_what_it_returns(tmp_path: Path):
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_trained_template_is_used(greedy: bool, tmp_path: Path):
     from ramify.train.token_recycling import train_template
 
-    file = tmp_path / "template.json"
-    template = train_template(lm("llama"), file, [PROMPT, text(9, 5, period=3)], nodes=6, max_new_tokens=12)
-    assert Template.load(str(file)) == template
-    assert set(json.loads(file.read_text())) == {"ranks", "rates"}
-    assert run(TokenRecycling(template=str(file), nodes=len(template.ranks))).tokens == plain()
+    prompts: list[Any] = [PROMPT, text(9, 5, period=3)]
+    template = train_template(lm("llama"), prompts, greedy=greedy, nodes=6, max_new_tokens=12)
+    assert 0 < len(template.ranks) == len(template.rates) <= 6
+    template.save(tmp_path / "mine.json")
+    assert run(TokenRecycling(template=str(tmp_path / "mine.json"), nodes=len(template.ranks))).tokens == plain()

@@ -64,9 +64,12 @@ def verify(
     how = "one pass scores a token tree like its paths, and a rollback leaves no trace" if lm.trees else lm.reason
     found.checks.append(Check("token trees", lm.trees or None, how))
     exact = chosen.card.lossless and lm.dtype in (torch.float32, torch.float64)
-    sampled = bool(settings.get("do_sample"))
-    if sampled and getattr(chosen, "verifier", "match") != "match":
-        raise RamifyError(f"{chosen.card.name} draws its own noise when it samples; verify it with verifier='match'")
+    # Said outright, for the model's own generation config may say otherwise.
+    sampled = settings["do_sample"] = bool((settings | chosen.pinned).get("do_sample"))
+    rule = getattr(chosen, "verifier", "match")
+    if sampled and (chosen.prepares or rule != "match"):
+        cure = "verify it without sampling" if chosen.prepares else "verify it with verifier='match'"
+        raise RamifyError(f"{chosen.card.name} draws its own noise when it samples; {cure}")
     same = 0
     for index, prompt in enumerate(prompts):
         plain = generate(
@@ -75,7 +78,7 @@ def verify(
             "sample" if sampled else "greedy",
             max_new_tokens=max_new_tokens,
             seed=seed,
-            **{k: v for k, v in settings.items() if k != "do_sample"},
+            **settings,
         )
         ours = generate(lm, prompt, chosen, max_new_tokens=max_new_tokens, seed=seed, **settings)
         if plain.tokens == ours.tokens:

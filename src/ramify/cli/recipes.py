@@ -73,23 +73,28 @@ def _progress(last: Reached | None) -> dict[str, Any]:
 
 
 def _token_recycling(folder: Path, given: dict[str, Any], seed: int, json: bool) -> None:
-    """Token Recycling's calibrated template, counted on the demo model's own training files."""
+    """Token Recycling's calibrated templates, counted on the demo model's own training files."""
     if given:
-        raise RamifyError(f"the token-recycling recipe takes no {' or '.join(given)}; it counts, it does not descend")
+        raise RamifyError(f"the token-recycling recipe counts and does not descend: it takes no {' or '.join(given)}")
+    found = {}
     with shell.waiting("decoding the calibration texts …"):
+        shell.quiet()
         from ramify.models.causal import load
         from ramify.train.token_recycling import train_template
 
         folder.mkdir(parents=True, exist_ok=True)
-        out = folder / "template.json"
-        template = train_template(load("demo", dtype="float32"), out, seed=seed)
-    sizes = [size for size in (20, 40, 80, 160) if size <= len(template.ranks)]
-    expected = {size: round(template.expected(size), 3) for size in sizes}
+        lm = load("demo", dtype="float32")
+        for kind in ("greedy", "sampled"):
+            template = train_template(lm, greedy=kind == "greedy", seed=seed)
+            template.save(folder / f"{kind}.json")
+            sizes = [size for size in (20, 40, 80, 160) if size <= len(template.ranks)]
+            found[kind] = {size: round(template.expected(size), 3) for size in sizes}
     if json:
-        shell.emit({"recipe": "token-recycling", "template": str(out), "seed": seed, "expected": expected})
-    else:
-        shell.note(f"the template is in {out}; use it with -o template={out}")
-        shell.note(", ".join(f"{size} nodes: {tokens:.2f} tokens a pass" for size, tokens in expected.items()))
+        shell.emit({"recipe": "token-recycling", "templates": str(folder), "seed": seed, "expected": found})
+        return
+    for kind, expected in found.items():
+        sizes_said = ", ".join(f"{tokens:.2f} with {size} nodes" for size, tokens in expected.items())
+        shell.note(f"{folder / kind}.json: expected tokens a pass {sizes_said}")
 
 
 TRAINERS: dict[str, Callable[[Path, dict[str, Any], int, bool], None]] = {

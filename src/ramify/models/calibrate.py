@@ -7,6 +7,7 @@ the user's cache folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -21,14 +22,15 @@ from ramify.models.causal import CausalLM
 from ramify.models.forward import Nodes
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160)
-PREFIX = 128  # cached tokens while measuring
+PREFIX = 128  # cached tokens while measuring, where the context allows it
 
 
 @dataclass(frozen=True)
 class CostCurve:
-    """``seconds[i]``: least wall time of a forward pass over ``rows[i]`` new nodes behind 128 cached tokens.
+    """``seconds[i]``: least wall time of a forward pass over ``rows[i]`` new nodes behind 128 cached tokens
+    (a quarter of the context, where that is less).
 
-    ``key`` names model shape, dtype, device and threads.
+    ``key`` names model shape, dtype, attention, device and threads.
     """
 
     key: str
@@ -48,13 +50,12 @@ class CostCurve:
         """Cost of ``rows`` nodes in units of a plain step."""
         return self.cost(rows) / self.seconds[0]
 
-    def best(self, expected: Callable[[int], float], sizes: Sequence[int], overhead: float = 0.0) -> int:
+    def best(self, expected: Callable[[int], float], sizes: Sequence[int]) -> int:
         """The number of draft nodes with the most expected tokens per second, 0 when none beats plain decoding.
 
-        ``expected(n)``: committed tokens per pass with n draft nodes, 1 for n = 0. ``overhead``: seconds that
-        drafting itself adds to a pass.
+        ``expected(n)``: committed tokens per pass with n draft nodes, 1 for n = 0. Drafting itself is taken to be free.
         """
-        speeds = {size: expected(size) / (self.cost(size + 1) + overhead) for size in sizes}
+        speeds = {size: expected(size) / self.cost(size + 1) for size in sizes}
         speeds[0] = 1.0 / self.cost(1)
         return max(speeds, key=lambda size: (speeds[size], -size))
 
@@ -65,13 +66,13 @@ def calibrate(lm: CausalLM, *, refresh: bool = False, budget: float = 10.0) -> C
     file = cache_folder() / "cost-curves.json"
     known = _read(file)
     if key in known and not refresh:
-        return CostCurve(**known[key])  # type: ignore[arg-type]
+        return known[key]
     curve = measure(lm, key, budget)
-    known[key] = asdict(curve)
+    known[key] = curve
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(known, indent=1))
+        temporary.write_text(json.dumps({key: asdict(curve) for key, curve in known.items()}, indent=1))
         temporary.replace(file)
     except OSError:
         pass  # a read-only home folder only means measuring again next time
@@ -81,8 +82,8 @@ def calibrate(lm: CausalLM, *, refresh: bool = False, budget: float = 10.0) -> C
 def measure(lm: CausalLM, key: str, budget: float, rows: Sequence[int] = ROWS) -> CostCurve:
     """Time all sizes in turn, again and again until ``budget`` seconds are spent (three to fifty rounds)."""
     lm.require_trees("forward passes of several rows")
-    sizes = [size for size in rows if PREFIX + size <= lm.context] or [1]
-    prefix = min(PREFIX, lm.context - sizes[-1])
+    prefix = min(PREFIX, lm.context // 4)
+    sizes = [size for size in rows if prefix + size <= lm.context]
     cache = RowCache(lm.layers, rows=1, capacity=prefix + sizes[-1])
     best = [float("inf")] * len(sizes)
     with torch.no_grad():
@@ -128,12 +129,21 @@ def _key(lm: CausalLM) -> str:
     device = torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else lm.device.type
     kind = str(lm.dtype).removeprefix("torch.")
     threads = torch.get_num_threads()
-    return f"{lm.model.config.model_type}-{shape} {kind} {device} {threads} threads torch {torch.__version__}"
+    attention = lm.model.config._attn_implementation
+    family = lm.model.config.model_type
+    return f"{family}-{shape} {kind} {attention} {device} {threads} threads torch {torch.__version__}"
 
 
-def _read(file: Path) -> dict[str, dict[str, object]]:
+def _read(file: Path) -> dict[str, CostCurve]:
+    """The curves in ``file``; what is damaged is left out, and so measured again."""
     try:
-        content: dict[str, dict[str, object]] = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return content
+    curves = {}
+    for key, entry in content.items() if isinstance(content, dict) else ():
+        with contextlib.suppress(TypeError, ValueError, KeyError):
+            rows, seconds = [int(row) for row in entry["rows"]], [float(second) for second in entry["seconds"]]
+            if rows and len(rows) == len(seconds):
+                curves[key] = CostCurve(key, rows, seconds)
+    return curves

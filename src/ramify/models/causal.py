@@ -90,6 +90,7 @@ def load(
     tokenizer: Any = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> CausalLM:
     """Load a causal language model.
@@ -97,7 +98,9 @@ def load(
     ``source``: "demo" (the bundled model), a local folder, a hub id, or a transformers model object (with its
     ``tokenizer``, an object or None for token ids only). ``dtype``: "float32", "bfloat16", … or None for the
     checkpoint's own ("demo": bfloat16 where the CPU computes in it, float32 elsewhere). ``device``: None for the first
-    GPU if there is one, else the CPU. Weights are read from safetensors only. Raises ``RamifyError`` for a folder that
+    GPU if there is one, else the CPU. ``attention``: transformers' attention implementation, None for its choice
+    ("demo" in bfloat16: "eager", whose rows do not depend on how many there are, so that drafts change nothing even in
+    half precision; "sdpa" is faster and rounds differently for other row counts). Weights are read from safetensors only. Raises ``RamifyError`` for a folder that
     holds no usable model, for pickled weights, and for damaged files.
     """
     if not isinstance(source, str | Path):
@@ -105,12 +108,16 @@ def load(
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         if dtype is not None or device is not None:
             model = model.to(dtype=_dtype(dtype), device=device)
+        if attention is not None:
+            model.set_attn_implementation(attention)
     else:
         name = str(source)
         place = DEMO if name == "demo" else source
         if name == "demo":
             dtype = dtype or _demo_dtype()
-        model = _load_model(place, dtype, trust_remote_code)
+            if _dtype(dtype) == torch.bfloat16:
+                attention = attention or "eager"
+        model = _load_model(place, dtype, attention, trust_remote_code)
         if tokenizer is None:
             tokenizer = _load_tokenizer(place, trust_remote_code)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).requires_grad_(False)
@@ -142,7 +149,9 @@ def _demo_dtype() -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _load_model(place: str | Path, dtype: str | torch.dtype | None, trust_remote_code: bool) -> Any:
+def _load_model(
+    place: str | Path, dtype: str | torch.dtype | None, attention: str | None, trust_remote_code: bool
+) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -153,6 +162,7 @@ def _load_model(place: str | Path, dtype: str | torch.dtype | None, trust_remote
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=_dtype(dtype) or "auto",
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # refused below, by name

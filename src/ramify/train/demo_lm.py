@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ramify.errors import RamifyError
 from ramify.train.trainer import Progress, TrainConfig, train
 
 HELD_OUT = (
@@ -115,6 +116,8 @@ class Windows:
         self.batch, self.seed = batch, seed
         self.total = sum(len(document) + 1 for document in documents)
         self.per_epoch = (self.total - context) // context - 1
+        if self.per_epoch < 1:
+            raise RamifyError(f"a corpus of {self.total} tokens is too small for windows of {context}; give more text")
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - one instance per run
     def epoch(self, number: int) -> Tensor:
@@ -258,5 +261,5 @@ def _card(figures: dict[str, Any], curve: Path) -> str:
     table += [
         f"| {p['step']} | {p['loss']:.3f} | {p['evaluation']['bits_per_byte']:.3f} |" for p in evaluated[-1::-2][::-1]
     ]
-    text = "\n\n".join(textwrap.fill(p, 118, break_long_words=False) for p in paragraphs)
+    text = "\n\n".join(textwrap.fill(p, 118, break_long_words=False, break_on_hyphens=False) for p in paragraphs)
     return f"# The demo language model of ramify\n\n{text}\n\n" + "\n".join(table) + "\n"

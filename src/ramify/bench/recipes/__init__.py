@@ -51,17 +51,18 @@ class Outcome:
         return "\n\n".join(parts) + "\n"
 
     def show(self, console: Console) -> None:
+        from rich.markup import escape
         from rich.table import Table as RichTable
 
         for table in self.tables:
-            shown = RichTable(title=table.title, title_justify="left")
+            shown = RichTable(title=escape(table.title), title_justify="left")
             for index, column in enumerate(table.rows[0]):
-                shown.add_column(column, justify="left" if index == 0 else "right")
+                shown.add_column(escape(column), justify="left" if index == 0 else "right")
             for row in table.rows:
-                shown.add_row(*(_cell(value) for value in row.values()))
+                shown.add_row(*(escape(_cell(value)) for value in row.values()))
             console.print(shown)
         for note in self.notes:
-            console.print(note, highlight=False)
+            console.print(note, highlight=False, markup=False)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def machine_line() -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _cell(value: Any) -> str:

@@ -43,7 +43,7 @@ def run(
         rows = []
         cases: list[tuple[str, Any]] = [
             ("plain step", "greedy"),
-            ("chain of 10", PromptLookup()),
+            ("chain of 10", PromptLookup(length=10)),
             ("tree of 80 nodes", TokenRecycling(template="paper")),
             ("tree of 160 nodes", TokenRecycling(nodes=160)),
         ]

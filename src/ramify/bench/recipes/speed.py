@@ -21,6 +21,7 @@ def run(
     seed: int = 0,
     model: str = "demo",
     dtype: str | None = None,
+    attention: str | None = None,
     prompts: int = 16,
     max_new_tokens: int = 128,
     repeats: int = 3,
@@ -32,10 +33,10 @@ def run(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        lm = load(model, dtype=dtype)
+        lm = load(model, dtype=dtype, attention=attention)
         asked = held_out_prompts(prompts, seed=seed)
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "repeats": repeats, "seed": seed}
-        kind = str(lm.dtype).removeprefix("torch.")
+        kind = f"{str(lm.dtype).removeprefix('torch.')}, {lm.model.config._attn_implementation} attention"
         greedy = compare(lm, asked, METHODS, **settings)
         sampled = compare(lm, asked, SAMPLED, do_sample=True, temperature=temperature, **settings)
         tables = [

@@ -31,8 +31,8 @@ def run(
     """Tokens per call of every variant, greedy and sampled (mean over ``seeds`` with lowest and highest)."""
     lm = load(model, dtype="float32")
     variants: dict[str, Method] = {
-        "prompt lookup (n 3, 10 tokens)": PromptLookup(),
-        "suffix automaton (40 tokens)": Suffix(),
+        "prompt lookup (n 3, 10 tokens)": PromptLookup(length=10),
+        "suffix automaton (40 tokens)": Suffix(length=40),
         "reset per prompt, no seeding": TokenRecycling(template="paper", scope="request", seed_from_prompt=False),
         "reset per prompt, seeded": TokenRecycling(template="paper", scope="request"),
         "carried, update accepted path only": TokenRecycling(template="paper", update="accepted"),

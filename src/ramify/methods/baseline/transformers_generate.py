@@ -51,7 +51,10 @@ class HFGreedy(Method):
 )
 @dataclass(frozen=True)
 class HFPromptLookup(Method):
-    """Prompt lookup decoding as transformers ships it; defaults as there (10 tokens, n-grams of 2)."""
+    """Prompt lookup decoding as transformers ships it; defaults as there (10 tokens, n-grams of 2).
+
+    ``length``: tokens to copy. ``ngram``: longest piece to look up.
+    """
 
     prepares = True
     length: int = 10
@@ -102,15 +105,14 @@ def _watch(lm: CausalLM, request: Request, row: int, settings: dict[str, Any]) -
     ids = torch.tensor([list(request.prompt)], device=lm.device)
     stop = sorted(request.stop_tokens)
     # The request's processors already hold every warper, so transformers is given none of its own.
+    sampling = {} if request.sampler.greedy else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=not request.sampler.greedy,
         max_length=request.max_length,
         eos_token_id=stop or None,
         pad_token_id=stop[0] if stop else 0,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
         repetition_penalty=1.0,
+        **sampling,
         **settings,
     )
     torch.manual_seed(request.sampler.noise.seed)

@@ -79,10 +79,12 @@ class _AssistantDrafter(Drafter):
         self.cached: list[int] = []
 
     def draft(self, context: Context) -> TokenTree:
-        self._catch_up(context.tokens)
-        count = min(self.length, context.levels, self.session.lm.context - len(context.tokens) - 1)
-        prefix = torch.tensor([*context.tokens, *[0] * max(count, 0)], device=self.session.lm.device)
         known = len(context.tokens)
+        count = min(self.length, context.levels, self.session.lm.context - known + 1)
+        if count < 1:  # the text has outgrown the assistant's context, though not the target's
+            return TokenTree.empty()
+        self._catch_up(context.tokens)
+        prefix = torch.tensor([*context.tokens, *[0] * count], device=self.session.lm.device)
         tokens: list[int] = []
         drawn: dict[int, Drawn] = {}
         for place in range(count):

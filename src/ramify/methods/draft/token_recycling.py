@@ -8,10 +8,11 @@ r]. After each pass, A[s_i] <- top-k of Z_i for every scored node i, the rejecte
 Followed: k = 8, all nodes update, whole rows are overwritten, A starts at zero (its proposals of token 0 are harmless).
 ``template="paper"`` is the published tree of 80 nodes. Our choices, where paper and code are silent or disagree:
 
-* ``template="calibrated"`` ranks 160 nodes by how often they were accepted (``calibrate_template``); its first n
-  nodes are the best prefix-closed tree of n. ``nodes=None`` takes the n with the most expected tokens per second on
-  the machine's cost curve, and none when drafting does not pay. The published tree is cut to ``nodes`` in its own
-  order.
+* ``template="calibrated"`` ranks 160 nodes by how often they were right on the demo model's training files
+  (``calibrate_template``, down to depth 12), apart for greedy and for sampled text, which repeats itself less; its
+  first n nodes are the best prefix-closed tree of n. ``nodes=None`` takes the n with the most expected tokens per
+  second on the machine's cost curve, and none when drafting does not pay. The published tree has no rates: it is
+  taken whole, or cut to ``nodes`` in its own order.
 * ``seed_from_prompt``: the prompt's logits enter A too (the official code throws them away).
 * when a token occurs at several scored nodes, the last one in order wins, on every device.
 * ``scope="carried"`` keeps A from request to request for as long as the method object lives, as in the published
@@ -29,7 +30,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ from ramify.models.causal import CausalLM
 
 SIZES = (4, 6, 8, 10, 12, 15, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 160)
 TEMPLATES = Path(__file__).with_name("token_recycling_templates.json")
-DEPTH = 6
+DEPTH = 12
 
 
 @register(
@@ -88,17 +89,20 @@ class TokenRecycling(DraftMethod):
                 raise unknown(name, value, known)
 
     def drafter(self, lm: CausalLM, request: Request) -> Drafter:
-        return Recycler(self, self._tree(lm), self._matrix(lm))
+        return Recycler(self, self._tree(lm, request.sampler.greedy), self._matrix(lm))
 
-    def _tree(self, lm: CausalLM) -> Template:
-        tree: Template | None = self.memory.get(("tree", lm))
+    def _tree(self, lm: CausalLM, greedy: bool) -> Template:
+        name = self.template
+        if name == "calibrated":
+            name = "greedy" if greedy else "sampled"
+        tree: Template | None = self.memory.get(("tree", name, lm))
         if tree is None:
-            full = Template.load(self.template).narrow(self.k)
+            full = Template.load(name).narrow(self.k)
             nodes = self.nodes
             if nodes is None:
                 sizes = [size for size in SIZES if size < len(full.ranks)] + [len(full.ranks)]
                 nodes = calibrate(lm).best(full.expected, sizes) if full.rates else len(full.ranks)
-            tree = self.memory["tree", lm] = full.first(nodes)
+            tree = self.memory["tree", name, lm] = full.first(nodes)
         return tree
 
     def _matrix(self, lm: CausalLM) -> np.ndarray:
@@ -122,25 +126,32 @@ class Template:
     rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.rates and len(self.rates) != len(self.ranks):
+            raise RamifyError(f"the template has {len(self.ranks)} nodes but {len(self.rates)} rates")
         seen: set[tuple[int, ...]] = {()}
         for path in self.ranks:
+            if not path or min(path) < 0:
+                raise RamifyError(f"{path} is no node of a template: give its ranks, counted from 0")
             if path[:-1] not in seen:
                 raise RamifyError(f"the template lists node {path} before its parent")
             seen.add(path)
 
     @staticmethod
     def load(name: str) -> Template:
-        """A bundled template ("paper", "calibrated"), or one from a file."""
-        content = json.loads(TEMPLATES.read_text())
-        if name not in content:
-            file = Path(name)
-            if not file.is_file():
-                raise unknown("template", name, content)
-            try:
-                content = {name: json.loads(file.read_text())}
-            except ValueError as error:
-                raise RamifyError(f"{file} is no template file: {error}") from error
-        entry = content[name]
+        """A bundled template ("paper", "greedy", "sampled"), or one from a file."""
+        bundled = json.loads(TEMPLATES.read_text())
+        if name in bundled:
+            return Template._of(bundled[name])
+        file = Path(name)
+        if not file.is_file():
+            raise unknown("template", name, ["calibrated", *bundled])
+        try:
+            return Template._of(json.loads(file.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RamifyError(f"{file} is no template file: {error}") from error
+
+    @staticmethod
+    def _of(entry: dict[str, list[Any]]) -> Template:
         return Template(tuple(map(tuple, entry["ranks"])), tuple(entry.get("rates", ())))
 
     def save(self, file: Path) -> None:
@@ -217,13 +228,13 @@ class Recycler(Drafter):
 def calibrate_template(
     lm: CausalLM, requests: Iterable[Request], nodes: int = 160, options: TokenRecycling | None = None
 ) -> Template:
-    """The template of the ``nodes`` most often accepted nodes of the full k-ary tree of depth 6.
+    """The template of the ``nodes`` most often accepted nodes of the full k-ary tree of depth 12.
 
     Each request is decoded plainly first; then with token recycling, noting at every step which path of the full tree
     the matrix would have had right. Counts fall from parent to child, so the best nodes are prefix-closed.
     """
     options = options or TokenRecycling(template="paper")
-    start = options._tree(lm)
+    start = Template.load(options.template).narrow(options.k)
     matrix = options._matrix(lm)
     counts: Counter[tuple[int, ...]] = Counter()
     steps = 0
