@@ -98,10 +98,12 @@ def load(
     ``source``: "demo" (the bundled model), a local folder, a hub id, or a transformers model object (with its
     ``tokenizer``, an object or None for token ids only). ``dtype``: "float32", "bfloat16", … or None for the
     checkpoint's own ("demo": bfloat16 where the CPU computes in it, float32 elsewhere). ``device``: None for the first
-    GPU if there is one, else the CPU. ``attention``: transformers' attention implementation, None for its choice
-    ("demo" in bfloat16: "eager", whose rows do not depend on how many there are, so that drafts change nothing even in
-    half precision; "sdpa" is faster and rounds differently for other row counts). Weights are read from safetensors only. Raises ``RamifyError`` for a folder that
-    holds no usable model, for pickled weights, and for damaged files.
+    GPU if there is one, else the CPU. ``attention``: transformers' attention implementation, None for its own choice
+    ("demo" in bfloat16: "eager", whose rounding of a row does not depend on how many rows there are, so that drafts
+    change nothing even in half precision; "sdpa" is faster and rounds other row counts otherwise). Weights are read
+    from safetensors only.
+
+    Raises ``RamifyError`` for a folder that holds no usable model, for pickled weights, and for damaged files.
     """
     if not isinstance(source, str | Path):
         model = source
