@@ -8,6 +8,7 @@ forecast for a model that is as predictable as the demo model. Both factors are 
 from __future__ import annotations
 
 import gc
+import time
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ def run(
         mats = {size: _tokens_per_call(size, prompts, max_new_tokens, seed, temperature) for size in SIZES}
         lm = load(_qwen2_half_billion(seed, dtype))
         curve = measure(lm, "qwen2-0.5b", budget)
+        weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+        bandwidth = read_bandwidth()
         del lm
         gc.collect()
     finally:
@@ -57,17 +60,32 @@ def run(
         {"rows": row, "ms": 1e3 * seconds, "× one row": seconds / curve.seconds[0]}
         for row, seconds in zip(curve.rows, curve.seconds, strict=True)
     ]
-    note = (
-        "Speed-up = tokens per call / cost of the pass; draft time (about 1 % of such a pass) is left out. "
-        "Tokens per call: demo model in float32, held-out code prompts, matrix carried from prompt to prompt."
-    )
+    floor = weights / bandwidth
+    notes = [
+        "Speed-up = tokens per call / cost of the pass; draft time (about 1 % of such a pass) is left out. Tokens per "
+        "call: demo model in float32, held-out code prompts, matrix carried from prompt to prompt.",
+        f"The floor: reading {weights / 1e9:.2f} GB of weights at the {bandwidth / 1e9:.1f} GB/s measured here (one "
+        f"thread, summing 1 GB) takes {1e3 * floor:.0f} ms; a single row takes {curve.seconds[0] / floor:.1f} times as "
+        "long.",
+    ]
     return Outcome(
         [
             Table(f"Token Recycling at Qwen2-0.5B's shape, {dtype}, one thread", rows),
             Table(f"Cost curve, Qwen2-0.5B's shape, random weights, {dtype}, one thread, least wall time", costs),
         ],
-        [note],
+        notes,
     )
+
+
+def read_bandwidth() -> float:
+    """Bytes per second that one thread reads from memory: the best of seven sums over 1 GB."""
+    block = torch.ones(1 << 28)
+    best = float("inf")
+    for _ in range(7):
+        began = time.perf_counter()
+        block.sum()
+        best = min(best, time.perf_counter() - began)
+    return block.numel() * block.element_size() / best
 
 
 def _tokens_per_call(
