@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ramify.bench.rows import Row
 
 METHOD = "token-recycling"
+TEMPERATURE = 0.7
 SHOWN_LINES = 8
 
 
@@ -43,9 +44,12 @@ def demo(
 
     method = build(METHOD, [])
     shell.size(lm, method)
-    stream = ramify.stream(lm, found[0].text, method, max_new_tokens=tokens, seed=seed)
+    # Sampled, since greedy text of a small model soon repeats itself; the noise makes it exact all the same.
+    stream = ramify.stream(
+        lm, found[0].text, method, max_new_tokens=tokens, seed=seed, do_sample=True, temperature=TEMPERATURE
+    )
     if not json:
-        shell.out.rule(f"{lm.name} continues {found[0].id} with {METHOD}")
+        shell.out.rule(f"{lm.name} continues {found[0].id} with {METHOD}, temperature {TEMPERATURE}")
         tail = "\n".join(found[0].text.split("\n")[-SHOWN_LINES:])
         shell.out.print(tail, style="dim", markup=False, highlight=False, end="")
     result = show(stream, silent=json)

@@ -1,14 +1,15 @@
 """transformers' own loops as comparison rows: its greedy ``generate`` and its prompt lookup.
 
 They run one prompt at a time and are watched from outside: forward passes by a hook, tokens by a streamer. The first
-forward pass reads the prompt and also yields the first token, so it counts both as prefill and as a target call.
+forward pass reads the prompt and also yields the first token: it counts as prefill and as a target call, its time as
+prefill only.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -132,7 +133,9 @@ def _watch(lm: CausalLM, request: Request, row: int, settings: dict[str, Any]) -
     finally:
         for hook in hooks:
             hook.remove()
-    first = next(event for event in watcher.events if isinstance(event, Scored))
+    first, *others = watcher.events
+    assert isinstance(first, Scored)
     yield Prefilled(row, len(request.prompt), 1, first.seconds)
-    yield from watcher.events
+    yield replace(first, seconds=0.0)
+    yield from others
     yield Finished(row, watcher.step, "length" if output.shape[1] >= request.max_length else "stop")
