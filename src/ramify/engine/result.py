@@ -18,7 +18,7 @@ class Stats:
     prefill. ``row_steps``: rows that the target evaluated while decoding, nodes of a tree counted one by one, padding
     included. ``drafted``: proposed nodes, the pending token aside. ``accepted``: proposed nodes that were committed.
     ``accepted_lengths``: how often 1, 2, … tokens were committed by one call. ``draft_seconds``, ``score_seconds``,
-    ``verify_seconds`` (verification, cache upkeep and the drafter's learning), ``prefill_seconds``: wall time of each
+    ``verify_seconds`` (verification and the drafter's learning), ``prefill_seconds``: wall time of each
     part; ``wall_seconds`` and ``cpu_seconds``: of the whole call, batch included.
     """
 

@@ -179,11 +179,7 @@ class TokenTree:
         return TokenTree(
             self.tokens[index],
             shape,
-            {
-                place[node]: draw
-                for node, draw in self.drawn.items()
-                if place.get(node) is not None and levels > 0 and (node < 0 or self.shape.depth[node] < levels - 1)
-            },
+            {place[node]: draw for node, draw in self.drawn.items() if node in place and shape.children[place[node]]},
             None if self.embeddings is None else self.embeddings[index],
             None if self.soft is None else self.soft[index],
         )

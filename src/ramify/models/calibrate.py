@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -69,13 +70,11 @@ def calibrate(lm: CausalLM, *, refresh: bool = False, budget: float = 10.0) -> C
         return known[key]
     curve = measure(lm, key, budget)
     known[key] = curve
-    try:
+    with contextlib.suppress(OSError):  # a read-only home folder only means measuring again next time
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps({key: asdict(curve) for key, curve in known.items()}, indent=1))
         temporary.replace(file)
-    except OSError:
-        pass  # a read-only home folder only means measuring again next time
     return curve
 
 
@@ -115,8 +114,6 @@ def _forward(lm: CausalLM, cache: RowCache, size: int) -> float:
 
 def cache_folder() -> Path:
     """Where measurements are kept: ``RAMIFY_CACHE``, else the platform's cache folder for "ramify"."""
-    import os
-
     from platformdirs import user_cache_path
 
     given = os.environ.get("RAMIFY_CACHE")

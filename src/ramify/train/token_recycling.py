@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ramify.api import prepare
 from ramify.methods.draft.autoregressive import Greedy, Sample
-from ramify.methods.draft.token_recycling import Template, TokenRecycling, calibrate_template
+from ramify.methods.draft.token_recycling import Template, calibrate_template
 from ramify.models.causal import CausalLM
 from ramify.train.demo_lm import library_files
 
@@ -35,7 +35,7 @@ def train_template(
         requests = prepare(lm, texts, Greedy(), max_new_tokens=max_new_tokens)
     else:
         requests = prepare(lm, texts, Sample(), max_new_tokens=max_new_tokens, seed=seed, temperature=temperature)
-    return calibrate_template(lm, requests, nodes, TokenRecycling(template="paper"))
+    return calibrate_template(lm, requests, nodes)
 
 
 def library_excerpts(count: int, seed: int, size: int = 700) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -148,8 +149,6 @@ def _resume(out: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
                 slot, name = key.removeprefix(prefix).split(".", 1)
                 state.setdefault(int(slot), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     step = int(metadata["step"])

@@ -28,7 +28,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from ramify.engine.drafter import Context, Drafter, Outcome
+from ramify.engine.events import Accepted
 from ramify.engine.request import Request
 from ramify.engine.speculate import speculate
 from ramify.engine.tree import TokenTree, TreeShape
@@ -89,6 +90,8 @@ class TokenRecycling(DraftMethod):
                 raise unknown(name, value, known)
 
     def drafter(self, lm: CausalLM, request: Request) -> Drafter:
+        if self.k > lm.vocab_size:
+            raise RamifyError(f"k is {self.k}, but {lm.name} has {lm.vocab_size} tokens; choose a smaller k")
         return Recycler(self, self._tree(lm, request.sampler.greedy), self._matrix(lm))
 
     def _tree(self, lm: CausalLM, greedy: bool) -> Template:
@@ -225,25 +228,24 @@ class Recycler(Drafter):
         self.matrix[tokens] = logits.topk(self.options.k, dim=-1).indices.cpu().numpy()
 
 
-def calibrate_template(
-    lm: CausalLM, requests: Iterable[Request], nodes: int = 160, options: TokenRecycling | None = None
-) -> Template:
+def calibrate_template(lm: CausalLM, requests: Iterable[Request], nodes: int = 160) -> Template:
     """The template of the ``nodes`` most often accepted nodes of the full k-ary tree of depth 12.
 
     Each request is decoded plainly first; then with token recycling, noting at every step which path of the full tree
     the matrix would have had right. Counts fall from parent to child, so the best nodes are prefix-closed.
     """
-    options = options or TokenRecycling(template="paper")
-    start = Template.load(options.template).narrow(options.k)
+    options = TokenRecycling(template="paper")
+    start = Template.load(options.template)
     matrix = options._matrix(lm)
     counts: Counter[tuple[int, ...]] = Counter()
     steps = 0
     for request in requests:
         text = list(request.prompt)
         for event in speculate(lm, [request]):
-            text += getattr(event, "tokens", ()) if hasattr(event, "path") else ()
+            if isinstance(event, Accepted):
+                text += event.tokens
         watcher = _Watcher(options, start, matrix, text)
-        for _ in speculate(lm, [replace(request)], [watcher]):
+        for _ in speculate(lm, [request], [watcher]):
             pass
         counts.update(watcher.counts)
         steps += watcher.steps
