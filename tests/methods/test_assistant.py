@@ -118,7 +118,12 @@ def test_matching_keeps_the_sampled_tokens(other: Any):
 class Table:
     """A forward pass in no time: logits by the token and by its position modulo 3."""
 
+    name = "table"
+    weights = "plain"
     dtype = torch.float32
+
+    def current(self) -> bool:
+        return True
 
     def __init__(self, vocabulary: int, seed: int, spread: float) -> None:
         self.logits = spread * torch.randn(3, vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed))

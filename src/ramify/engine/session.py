@@ -44,6 +44,7 @@ class Session:
     def __init__(self, lm: CausalLM, rows: int = 1, capacity: int = 256) -> None:
         if rows < 1:
             raise RamifyError(f"a session needs at least one row, got {rows}")
+        lm.refresh()
         if not lm.trees and rows > 1:
             lm.require_trees("several rows at once")
         self.lm = lm
@@ -81,7 +82,10 @@ class Session:
             raise RamifyError("an empty tree cannot be scored; plain decoding scores the pending token alone")
         for tree, length in zip(rows, self._cache.lengths, strict=True):
             self._check(tree, length)
-        nodes = self._gather(rows, logits_at, hidden_layers)
+        count = max(map(len, rows))
+        padded = self._padded(count)
+        wanted = range(count) if logits_at is None and padded > count else logits_at
+        nodes = self._gather(rows, padded, wanted, hidden_layers)
         if self._plain is not None and self._pending is not None:
             self.lm.require_trees("a rollback")
         if self._plain is not None:
@@ -90,7 +94,8 @@ class Session:
             self._cache.expect(nodes.tokens.shape[1], nodes.tokens.device)
             logits, hidden = self.lm.forward(nodes, self._cache)
         self._pending = [len(tree) for tree in rows]
-        return Scores(logits, range(nodes.tokens.shape[1]) if logits_at is None else logits_at, hidden)
+        hidden = {layer: state[:, :count] for layer, state in hidden.items()}
+        return Scores(logits, range(count) if logits_at is None else logits_at, hidden)
 
     @torch.inference_mode()
     def keep(self, nodes: Sequence[Sequence[int]]) -> None:
@@ -168,12 +173,18 @@ class Session:
                 "prompt and drafts must come from the model's own tokenizer"
             )
 
-    def _gather(self, trees: list[TokenTree], logits_at: Sequence[int] | None, hidden_layers: Sequence[int]) -> Nodes:
-        """Put the rows' trees side by side, padded at the end with nodes that see only themselves."""
+    def _padded(self, count: int) -> int:
+        """How many nodes to run in every row for ``count`` wanted, by the machine's cost curve."""
+        wanted = self.rows * count
+        return max(count, -(-self.lm.padding.get(wanted, wanted) // self.rows))
+
+    def _gather(
+        self, trees: list[TokenTree], count: int, logits_at: Sequence[int] | None, hidden_layers: Sequence[int]
+    ) -> Nodes:
+        """Put the rows' trees side by side, padded to ``count`` nodes each with nodes that see only themselves."""
         device = self.lm.device
-        count = max(map(len, trees))
         lengths = torch.tensor(self._cache.lengths)[:, None]
-        if all(tree.shape is trees[0].shape for tree in trees):
+        if count == len(trees[0]) and all(tree.shape is trees[0].shape for tree in trees):
             tokens = torch.stack([tree.tokens for tree in trees])
             positions = lengths + trees[0].shape.depth_tensor
             ancestors = trees[0].shape.ancestors[None]

@@ -192,7 +192,7 @@ def _of_row(processor: Any, row: int, rows: int) -> Any:
 def _wrapped(model: Any) -> CausalLM:
     """The model as the engine sees it; probed at its first use and remembered on the model itself."""
     lm = model.__dict__.get("_ramify")
-    if lm is None or lm.dtype != lm.forward.dtype:
+    if lm is None:
         lm = model.__dict__["_ramify"] = wrap(model, None, model.config.name_or_path or type(model).__name__)
     found: CausalLM = lm
     return found

@@ -15,15 +15,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ramify.models.cache import RowCache
-from ramify.models.causal import CausalLM
 from ramify.models.forward import Nodes
+
+if TYPE_CHECKING:
+    from ramify.models.causal import CausalLM
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160)
 PREFIX = 128  # cached tokens while measuring, where the context allows it
+WORTHWHILE = 0.03  # a smaller saving by padding is within what the clock cannot tell
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class CostCurve:
     """``seconds[i]``: least wall time of a forward pass over ``rows[i]`` new nodes behind 128 cached tokens
     (a quarter of the context, where that is less).
 
-    ``key`` names model shape, dtype, attention, device and threads.
+    ``key`` names model shape, dtype, attention, forward pass, weight format, device and threads.
     """
 
     key: str
@@ -39,7 +43,26 @@ class CostCurve:
     seconds: list[float]
 
     def cost(self, rows: int) -> float:
-        """Seconds of a forward pass over ``rows`` nodes, interpolated between measured sizes."""
+        """Seconds of a forward pass for ``rows`` nodes, padded where more rows take less time."""
+        return self._raw(self.run(rows))
+
+    def run(self, rows: int) -> int:
+        """How many rows to run for ``rows`` wanted: the next measured size that saves time, else as many.
+
+        Some kernels take longer for one to three rows than for four; the rows that nobody asked for are dropped.
+        """
+        larger = [size for size in self.rows if size > rows]
+        least = min(map(self._raw, larger), default=float("inf"))
+        if least > (1 - WORTHWHILE) * self._raw(rows):
+            return rows
+        return next(size for size in larger if self._raw(size) <= (1 + WORTHWHILE) * least)
+
+    def padding(self) -> dict[int, int]:
+        """``run`` for all sizes where it differs from what is wanted."""
+        return {rows: self.run(rows) for rows in range(1, self.rows[-1]) if self.run(rows) != rows}
+
+    def _raw(self, rows: int) -> float:
+        """Interpolated between measured sizes."""
         if rows <= self.rows[0]:
             return self.seconds[0]
         for low, high, below, above in zip(self.rows, self.rows[1:], self.seconds, self.seconds[1:], strict=False):
@@ -49,7 +72,7 @@ class CostCurve:
 
     def ratio(self, rows: int) -> float:
         """Cost of ``rows`` nodes in units of a plain step."""
-        return self.cost(rows) / self.seconds[0]
+        return self.cost(rows) / self.cost(1)
 
     def best(self, expected: Callable[[int], float], sizes: Sequence[int]) -> int:
         """The number of draft nodes with the most expected tokens per second, 0 when none beats plain decoding.
@@ -67,8 +90,10 @@ def calibrate(lm: CausalLM, *, refresh: bool = False, budget: float = 10.0) -> C
     file = cache_folder() / "cost-curves.json"
     known = _read(file)
     if key in known and not refresh:
+        lm.padding = known[key].padding()
         return known[key]
     curve = measure(lm, key, budget)
+    lm.padding = curve.padding()
     known[key] = curve
     with contextlib.suppress(OSError):  # a read-only home folder only means measuring again next time
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +101,12 @@ def calibrate(lm: CausalLM, *, refresh: bool = False, budget: float = 10.0) -> C
         temporary.write_text(json.dumps({key: asdict(curve) for key, curve in known.items()}, indent=1))
         temporary.replace(file)
     return curve
+
+
+def recall(lm: CausalLM) -> dict[int, int]:
+    """The padding that a kept cost curve of ``lm`` recommends; nothing is measured."""
+    curve = _read(cache_folder() / "cost-curves.json").get(_key(lm)) if lm.trees else None
+    return curve.padding() if curve else {}
 
 
 def measure(lm: CausalLM, key: str, budget: float, rows: Sequence[int] = ROWS) -> CostCurve:
@@ -127,8 +158,8 @@ def _key(lm: CausalLM) -> str:
     kind = str(lm.dtype).removeprefix("torch.")
     threads = torch.get_num_threads()
     attention = lm.model.config._attn_implementation
-    family = lm.model.config.model_type
-    return f"{family}-{shape} {kind} {attention} {device} {threads} threads torch {torch.__version__}"
+    family, how = lm.model.config.model_type, f"{lm.forward.name}-{lm.forward.weights}"
+    return f"{family}-{shape} {kind} {attention} {how} {device} {threads} threads torch {torch.__version__}"
 
 
 def _read(file: Path) -> dict[str, CostCurve]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ramify.errors import RamifyError
+from ramify.errors import RamifyError, unknown
+from ramify.models.calibrate import recall
 from ramify.models.forward import Forward
-from ramify.models.probe import probe
+from ramify.models.fused import Declined, FusedForward
+from ramify.models.probe import Agreement, probe
+from ramify.models.weights import unavailable, weight_format
 
 DEMO = Path(__file__).parent / "demo"
+FORWARDS = ("transformers", "fused")
 
 
 @dataclass(eq=False, repr=False)
@@ -21,7 +26,9 @@ class CausalLM:
     """A transformers causal language model as the engine sees it; made by ``load``.
 
     ``trees``: whether one forward pass scores a token tree exactly, proved on the model's own weights at loading;
-    ``reason`` says why not. ``name``: what to call the model in tables.
+    ``reason`` says why not. ``name``: what to call the model in tables. ``forward``: what runs a pass; ``notes`` says
+    what about it is not as asked or as fast as it could be. ``padding``: how many rows to run for as many wanted, where
+    the measured cost curve says that more are cheaper. ``again``: loads the model anew, as transformers has it.
     """
 
     model: Any
@@ -30,10 +37,42 @@ class CausalLM:
     forward: Forward
     trees: bool
     reason: str = ""
+    notes: list[str] = field(default_factory=list)
+    padding: dict[int, int] = field(default_factory=dict)
+    again: Callable[[], Any] | None = None
 
     def __repr__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
-        return f"CausalLM({self.name!r}, {self.model.config.model_type}, {kind}, {self.device})"
+        return f"CausalLM({self.name!r}, {self.model.config.model_type}, {kind}, {self.device}, {self.how})"
+
+    @property
+    def how(self) -> str:
+        """Which forward pass runs, over which weights: "fused, packed weights"."""
+        return f"{self.forward.name}, {self.forward.weights} weights"
+
+    @functools.cached_property
+    def original(self) -> Any:
+        """The transformers model with its own weights: loaded a second time where these were converted."""
+        if self.forward.weights == "plain":
+            return self.model
+        if self.again is None:
+            raise RamifyError(
+                f"{self.name} holds {self.forward.weights} weights and nothing to load its own from; "
+                "load it with weights='plain'"
+            )
+        return self.again()
+
+    def refresh(self) -> None:
+        """Follow a model that was changed since it was wrapped: moved, merged with an adapter, hooked."""
+        if not self.forward.current():
+            if self.forward.weights != "plain":
+                raise RamifyError(
+                    f"{self.name} was changed after its weights were converted; make changes before load(…), or load "
+                    "it with weights='plain'"
+                )
+            same = "transformers" if self.forward.name == "transformers" else None
+            now = wrap(self.model, self.tokenizer, self.name, same)
+            self.forward, self.trees, self.reason, self.notes = now.forward, now.trees, now.reason, now.notes
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +130,8 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     attention: str | None = None,
+    forward: str | None = None,
+    weights: str | None = None,
     trust_remote_code: bool = False,
 ) -> CausalLM:
     """Load a causal language model.
@@ -103,8 +144,20 @@ def load(
     change nothing even in half precision; "sdpa" is faster and rounds other row counts otherwise). Weights are read
     from safetensors only.
 
-    Raises ``RamifyError`` for a folder that holds no usable model, for pickled weights, and for damaged files.
+    ``forward``: "fused" for the lean pass that serves the dense families of Llama's shape, "transformers" for the
+    model's own; None for the fused one wherever it knows the model and gives its logits. ``weights``: their format,
+    "plain", "packed" (same numbers, faster on CPUs), "int8" or "int4" (CPUs; another, rounded model: exactness is then
+    promised with respect to that one); None for "packed" where the machine has it. The weights of a model object are
+    left as they are unless a format is named; its linear layers are then replaced for good.
+
+    Raises ``RamifyError`` for a folder that holds no usable model, for pickled weights, for damaged files, for an
+    unknown forward or format, and where a named one cannot be had.
     """
+    if forward not in (None, *FORWARDS):
+        raise unknown("forward pass", str(forward), FORWARDS)
+    if weights is not None:
+        weight_format(weights)
+    again = None
     if not isinstance(source, str | Path):
         model = source
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
@@ -119,22 +172,77 @@ def load(
             dtype = dtype or _demo_dtype()
             if _dtype(dtype) == torch.bfloat16:
                 attention = attention or "eager"
-        model = _load_model(place, dtype, attention, trust_remote_code)
+        home = device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+        def again() -> Any:
+            return _load_model(place, dtype, attention, trust_remote_code).to(home).requires_grad_(False).eval()
+
+        model = again()
         if tokenizer is None:
             tokenizer = _load_tokenizer(place, trust_remote_code)
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).requires_grad_(False)
     model.eval()
-    return wrap(model, tokenizer, name)
+    lm = wrap(model, tokenizer, name, forward, weights, owned=again is not None)
+    lm.again = again
+    lm.padding = recall(lm)
+    return lm
 
 
-def wrap(model: Any, tokenizer: Any, name: str) -> CausalLM:
-    """A ``CausalLM`` around a transformers model as it is, after probing what it can do."""
+def wrap(
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    forward: str | None = None,
+    weights: str | None = None,
+    *,
+    owned: bool = False,
+) -> CausalLM:
+    """A ``CausalLM`` around a transformers model as it is, after probing what it can do; options as in ``load``.
+
+    ``owned``: nobody else uses the model, so its weights may be packed without being told to.
+    """
     training = model.training
     model.eval()  # dropout would make a tree differ from its own paths
-    forward, reason = probe(model)
+    own, reason = probe(model)
+    lm = CausalLM(model, tokenizer, name, own, trees=not reason, reason=reason)
+    if forward == "transformers":
+        if weights not in (None, "plain"):
+            raise RamifyError(f"{weights} weights need the fused forward pass; leave out forward='transformers'")
+        lm.notes.append("transformers' forward pass was asked for")
+    else:
+        why = reason or _fuse(lm, Agreement(model, own))
+        if why and (forward == "fused" or weights not in (None, "plain")):
+            raise RamifyError(f"{name} cannot run the fused forward pass: {why}; leave out forward and weights")
+        if why:
+            lm.notes.append(f"no fused forward pass: {why}")
+        elif weights is not None or owned:
+            _convert(lm, weights)
     if training:
         model.train()
-    return CausalLM(model, tokenizer, name, forward, trees=not reason, reason=reason)
+    return lm
+
+
+def _fuse(lm: CausalLM, transformers: Agreement) -> str:
+    """Give ``lm`` the fused forward pass; returns why not, "" when it has it."""
+    try:
+        fused = FusedForward(lm.model)
+    except Declined as declined:
+        return str(declined)
+    why = transformers.reason(fused)
+    if not why:
+        lm.forward = fused
+    return why
+
+
+def _convert(lm: CausalLM, weights: str | None) -> None:
+    """Hold the weights in the format asked for, or packed where that can be had."""
+    assert isinstance(lm.forward, FusedForward)
+    why = unavailable(weights or "packed", lm.dtype, lm.device.type)
+    if why and weights is not None:
+        raise RamifyError(f"{why}; load the model with weights='plain'")
+    if why:
+        lm.notes.append(why)
+    else:
+        lm.notes.extend(lm.forward.convert(weights or "packed"))
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

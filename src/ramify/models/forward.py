@@ -1,7 +1,8 @@
 """The forward pass behind one small interface: new nodes in, logits and hidden states out.
 
 ``TransformersForward`` runs the model's own ``forward`` and so serves every family whose attention takes an explicit
-mask. A faster implementation for some families may take its place; the session does not know which one runs.
+mask. For the families that share Llama's shape ``ramify.models.fused`` takes its place; the session does not know
+which one runs.
 """
 
 from __future__ import annotations
@@ -37,9 +38,19 @@ class Nodes:
 
 
 class Forward(Protocol):
-    """One pass over new nodes; writes their keys and values into ``cache``. ``dtype``: that of weights and logits."""
+    """One pass over new nodes; writes their keys and values into ``cache``.
 
+    ``name``: "transformers" or "fused". ``dtype``: that of activations and logits. ``weights``: the name of the weight
+    format, see ``ramify.models.weights``.
+    """
+
+    name: str
     dtype: torch.dtype
+    weights: str
+
+    def current(self) -> bool:
+        """Whether the model is still the one that this forward was made for."""
+        ...
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings of ``tokens``: [..., D]."""
@@ -56,6 +67,9 @@ class TransformersForward:
     ``mask_by_type``: whether the model takes a dictionary of masks by layer type (alternating local and global
     layers) instead of one mask for all layers; which of the two holds is found by the probe at loading.
     """
+
+    name = "transformers"
+    weights = "plain"
 
     def __init__(self, model: Any, mask_by_type: bool) -> None:
         self.model = model
@@ -85,40 +99,54 @@ class TransformersForward:
             logits = logits[:, list(nodes.logits_at)]
         return logits, {layer: output.hidden_states[layer] for layer in nodes.hidden_layers}
 
+    def current(self) -> bool:
+        """Whether the model still computes in the dtype that it had."""
+        return bool(self.model.dtype == self.dtype)
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings of ``tokens``: [..., D]."""
         embedded: Tensor = self.model.get_input_embeddings()(tokens)
         return embedded
 
     def _mask(self, nodes: Nodes) -> Tensor | dict[str, Tensor] | None:
-        count = nodes.tokens.shape[1]
-        slots = max(nodes.lengths) + count
-        outgrown = self.window is not None and slots > self.window
-        if count == 1 and not outgrown and min(nodes.lengths) == max(nodes.lengths):
+        masks = attention_masks(nodes, self.dtype, self.window)
+        if masks is None:
             return None
-        hidden = torch.finfo(self.dtype).min
-        full = torch.full((len(nodes.lengths), count, slots), hidden, dtype=self.dtype, device=nodes.tokens.device)
-        among = torch.full(nodes.ancestors.shape, hidden, dtype=self.dtype, device=nodes.tokens.device)
-        among.masked_fill_(nodes.ancestors, 0.0)
-        for row, length in enumerate(nodes.lengths):
-            full[row, :, :length] = 0.0
-            full[row, :, length : length + count] = among[row if len(among) > 1 else 0]
-        local = self._within_window(full, nodes, hidden) if outgrown else full
-        if self.mask_by_type:
-            return {"full_attention": full[:, None], "sliding_attention": local[:, None]}
-        return local[:, None]
+        full, local = masks
+        return {"full_attention": full, "sliding_attention": local} if self.mask_by_type else local
 
-    def _within_window(self, full: Tensor, nodes: Nodes, hidden: float) -> Tensor:
-        """``full`` without the slots that lie a window or more behind a node, by their logical positions."""
-        assert self.window is not None
-        count = nodes.tokens.shape[1]
-        local = full.clone()
-        for row, length in enumerate(nodes.lengths):
-            place = torch.arange(full.shape[-1], device=full.device)
-            place[length : length + count] = nodes.positions[row]
-            distance = nodes.positions[row][:, None] - place
-            local[row].masked_fill_(distance >= self.window, hidden)
-        return local
+
+def attention_masks(nodes: Nodes, dtype: torch.dtype, window: int | None) -> tuple[Tensor, Tensor] | None:
+    """Additive masks [B, 1, N, slots] for layers that see everything and for those with a window of ``window`` tokens.
+
+    None when a single node of every row sees all there is, which needs no mask.
+    """
+    count = nodes.tokens.shape[1]
+    slots = max(nodes.lengths) + count
+    outgrown = window is not None and slots > window
+    if count == 1 and not outgrown and min(nodes.lengths) == max(nodes.lengths):
+        return None
+    hidden = torch.finfo(dtype).min
+    full = torch.full((len(nodes.lengths), count, slots), hidden, dtype=dtype, device=nodes.tokens.device)
+    among = torch.full(nodes.ancestors.shape, hidden, dtype=dtype, device=nodes.tokens.device)
+    among.masked_fill_(nodes.ancestors, 0.0)
+    for row, length in enumerate(nodes.lengths):
+        full[row, :, :length] = 0.0
+        full[row, :, length : length + count] = among[row if len(among) > 1 else 0]
+    local = _within_window(full, nodes, window, hidden) if outgrown and window is not None else full
+    return full[:, None], local[:, None]
+
+
+def _within_window(full: Tensor, nodes: Nodes, window: int, hidden: float) -> Tensor:
+    """``full`` without the slots that lie a window or more behind a node, by their logical positions."""
+    count = nodes.tokens.shape[1]
+    local = full.clone()
+    for row, length in enumerate(nodes.lengths):
+        place = torch.arange(full.shape[-1], device=full.device)
+        place[length : length + count] = nodes.positions[row]
+        distance = nodes.positions[row][:, None] - place
+        local[row].masked_fill_(distance >= window, hidden)
+    return local
 
 
 def sliding_window(config: Any) -> int | None:

@@ -21,6 +21,7 @@ class _Timed:
 
     def __init__(self, forward: Any) -> None:
         self.forward, self.embed, self.dtype = forward, forward.embed, forward.dtype
+        self.name, self.weights, self.current = forward.name, forward.weights, forward.current
         self.seconds, self.calls = 0.0, 0
 
     def __call__(self, nodes: Nodes, cache: RowCache) -> Any:

@@ -1,8 +1,8 @@
 """transformers' own loops as comparison rows: its greedy ``generate`` and its prompt lookup.
 
-They run one prompt at a time and are watched from outside: forward passes by a hook, tokens by a streamer. The first
-forward pass reads the prompt and also yields the first token: it counts as prefill and as a target call, its time as
-prefill only.
+They run the model as transformers has it, its weights unconverted, one prompt at a time, and are watched from outside:
+forward passes by a hook, tokens by a streamer. The first forward pass reads the prompt and also yields the first token:
+it counts as prefill and as a target call, its time as prefill only.
 """
 
 from __future__ import annotations
@@ -117,12 +117,13 @@ def _watch(lm: CausalLM, request: Request, row: int, settings: dict[str, Any]) -
         **settings,
     )
     torch.manual_seed(request.sampler.noise.seed)
+    model = lm.original
     hooks = [
-        lm.model.register_forward_pre_hook(watcher.before, with_kwargs=True),
-        lm.model.register_forward_hook(watcher.after, with_kwargs=True),
+        model.register_forward_pre_hook(watcher.before, with_kwargs=True),
+        model.register_forward_hook(watcher.after, with_kwargs=True),
     ]
     try:
-        output = lm.model.generate(
+        output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,

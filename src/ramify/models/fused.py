@@ -1,0 +1,450 @@
+"""The fused forward pass: one lean decoder for the families that share Llama's shape.
+
+transformers' own forward spends much of a decoding step on what surrounds the products: a module call and several
+small kernels for each norm, rotation and head, separate products for queries, keys and values, copies of grouped heads.
+Here a layer is two short functions over the same weights. What tells the families apart is data, read off the
+loaded model: biases, head norms, norms behind a block, rotation tables, windows, soft caps. What the reader does not
+know declines the whole model, which then keeps transformers' forward.
+
+The order of operations and roundings is transformers' own, so in half precision too the logits agree to the last bit
+wherever the same kernels run (eager and sdpa attention alike).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ramify.errors import RamifyError
+from ramify.models.cache import RowCache, RowLayer
+from ramify.models.forward import Nodes, attention_masks, sliding_window
+from ramify.models.weights import Plain, Product, weight_format
+
+# Families whose modelling code was read and compared; True where norms multiply by 1 + weight, in float32 (Gemma).
+FAMILIES = {
+    "llama": False,
+    "mistral": False,
+    "qwen2": False,
+    "qwen3": False,
+    "phi3": False,
+    "gemma": True,
+    "gemma2": True,
+    "gemma3_text": True,
+}
+# Rotations whose frequencies do not depend on the length of the text.
+ROTATIONS = ("default", "linear", "llama3", "yarn")
+ATTENTION = ("eager", "sdpa")
+
+_TOP = {"model", "lm_head"}
+_MODEL = {"embed_tokens", "layers", "norm", "rotary_emb"}
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_LAYER_MORE = {"pre_feedforward_layernorm", "post_feedforward_layernorm", "resid_attn_dropout", "resid_mlp_dropout"}
+_ATTENTION = ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"qkv_proj", "o_proj"})
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP = ({"gate_proj", "up_proj", "down_proj", "act_fn"}, {"gate_up_proj", "down_proj", "activation_fn"})
+
+
+class Declined(Exception):
+    """The fused forward does not know this model; the message says what about it."""
+
+
+class Projection:
+    """Linear layers of one module that read the same input, joined into one matrix.
+
+    The layers' own weights become views of the joined matrix, so nothing is stored twice and in-place changes reach
+    both; after ``convert`` the layers are replaced by stand-ins that compute their part from the converted matrix.
+    """
+
+    def __init__(self, parent: nn.Module, *names: str) -> None:
+        self.parent, self.names = parent, names
+        layers = [getattr(parent, name) for name in names]
+        for name, layer in zip(names, layers, strict=True):
+            if type(layer) is not nn.Linear:
+                raise Declined(f"{name} is no plain linear layer but a {type(layer).__name__}")
+        self.sizes = [layer.out_features for layer in layers]
+        biases = [layer.bias for layer in layers]
+        if any(bias is None for bias in biases) and any(bias is not None for bias in biases):
+            raise Declined(f"of {', '.join(names)} only some have a bias")
+        weight = _joined([layer.weight for layer in layers])
+        bias = None if biases[0] is None else _joined(biases)
+        self.product: Product = Plain(weight, bias)
+        self._seen = [(layer, layer.weight.data_ptr()) for layer in layers]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.product(x)
+
+    def convert(self, name: str) -> None:
+        """Hold the matrix in the weight format ``name`` instead."""
+        plain = self.product
+        assert isinstance(plain, Plain)
+        if name == "plain":
+            return
+        if psutil.virtual_memory().available < 2 * plain.nbytes:
+            raise MemoryError(f"too little memory is left to hold it as {name}")
+        self.product = weight_format(name)(plain.weight, plain.bias)
+        begin = 0
+        for part, size in zip(self.names, self.sizes, strict=True):
+            setattr(self.parent, part, StandIn(self, begin, size))
+            begin += size
+        self._seen = [(getattr(self.parent, part), 0) for part in self.names]
+
+    def current(self) -> bool:
+        """Whether the model still computes with the matrix that was joined (no adapter, no ``model.to`` since)."""
+        for name, (layer, address) in zip(self.names, self._seen, strict=True):
+            now = getattr(self.parent, name)
+            if now is not layer or (address and now.weight.data_ptr() != address):
+                return False
+        return True
+
+
+class StandIn(nn.Module):
+    """A linear layer whose weights live in a converted projection, so that transformers' own forward still runs."""
+
+    def __init__(self, projection: Projection, begin: int, size: int) -> None:
+        super().__init__()
+        self.whole = (projection,)  # in a tuple: neither a submodule nor a parameter of this layer
+        self.begin, self.size = begin, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.whole[0](x).narrow(-1, self.begin, self.size)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise RamifyError(
+            "this model's weights were converted for speed and cannot be saved; load it with weights='plain' to save it"
+        )
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Root-mean-square norm. ``shifted``: times 1 + weight, in float32 (Gemma); else times weight, in x's dtype."""
+
+    weight: nn.Parameter
+    eps: float
+    shifted: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.shifted:
+            scale = 1.0 + self.weight.float()
+            return functional.rms_norm(x.float(), scale.shape, scale, self.eps).to(x.dtype)
+        return self.weight * functional.rms_norm(x, self.weight.shape, None, self.eps)
+
+
+class Rotation:
+    """Rotary position tables, taken from the model's own module: cos and signed sin [positions, 1, rotated size]."""
+
+    def __init__(self, rotary: nn.Module, layer_type: str | None) -> None:
+        self.rotary = rotary
+        self.kind = {} if layer_type is None else {"layer_type": layer_type}
+        self.cos = self.sin = torch.empty(0)
+
+    def at(self, positions: Tensor, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Tables [B, N, 1, R] for ``positions`` [B, N], all below ``end``."""
+        if end > len(self.cos) or self.cos.dtype != like.dtype or self.cos.device != like.device:
+            places = torch.arange(max(256, 1 << (end - 1).bit_length()), device=like.device)
+            cos, sin = self.rotary(like, places[None], **self.kind)
+            half = sin.shape[-1] // 2
+            # The rotation negates the first half; with the sign in the table it is a roll and two products.
+            sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+            self.cos, self.sin = cos[0, :, None], sin[0, :, None]
+        return self.cos[positions], self.sin[positions]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the attention of one layer needs to know. ``window`` in tokens or None; ``softcap`` or None."""
+
+    norm: Norm
+    qkv: Projection
+    query_norm: Norm | None
+    key_norm: Norm | None
+    out: Projection
+    after: Norm | None
+    heads: int
+    key_heads: int
+    size: int
+    scale: float
+    softcap: float | None
+    window: int | None
+    rotation: int
+    math: bool
+
+    def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None, cached: RowLayer) -> Tensor:
+        """Attention block over x [B, N, D], without the residual."""
+        rows, nodes, _ = x.shape
+        groups = self.heads // self.key_heads
+        qkv = self.qkv(self.norm(x)).view(rows, nodes, self.heads + 2 * self.key_heads, self.size)
+        turned, values = torch.split(qkv, [self.heads + self.key_heads, self.key_heads], dim=2)
+        if self.query_norm is not None and self.key_norm is not None:
+            queries, keys = torch.split(turned, [self.heads, self.key_heads], dim=2)
+            turned = torch.cat([self.query_norm(queries), self.key_norm(keys)], dim=2)
+        queries, keys = torch.split(rotate(turned, *turn), [self.heads, self.key_heads], dim=2)
+        keys, values = cached.update(keys.transpose(1, 2), values.transpose(1, 2))
+        # Queries that share a key head stand below each other, so that no key is copied: [B, K, G·N, size].
+        queries = queries.view(rows, nodes, self.key_heads, groups, self.size).permute(0, 2, 3, 1, 4)
+        queries = queries.reshape(rows, self.key_heads, groups * nodes, self.size)
+        if mask is not None and groups > 1:
+            mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).reshape(len(mask), 1, groups * nodes, -1)
+        if self.math:
+            mixed = self._attend(queries, keys, values, mask)
+        else:
+            mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=self.scale)
+        mixed = mixed.view(rows, self.key_heads, groups, nodes, self.size).permute(0, 3, 1, 2, 4)
+        out = self.out(mixed.reshape(rows, nodes, self.heads * self.size))
+        return out if self.after is None else self.after(out)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        scores = torch.matmul(queries, keys.transpose(2, 3)).mul_(self.scale)
+        if self.softcap is not None:
+            scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        if mask is not None:
+            scores = scores.add_(mask)
+        return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype), values)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The gated block: down(act(gate) · up)."""
+
+    norm: Norm
+    gate_up: Projection
+    activation: Callable[[Tensor], Tensor]
+    down: Projection
+    after: Norm | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(self.norm(x)).chunk(2, dim=-1)
+        out = self.down(self.activation(gate) * up)
+        return out if self.after is None else self.after(out)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first R entries of every head, x [B, N, heads, size], by the tables [B, N, 1, R]; ``sin`` is signed."""
+    turned = cos.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat([rotate(x[..., :turned], cos, sin), x[..., turned:]], dim=-1)
+    return (x * cos).add_(x.roll(turned // 2, dims=-1).mul_(sin))
+
+
+class FusedForward:
+    """``Forward`` for the dense decoders of ``FAMILIES``, over the loaded model's own weights.
+
+    ``weights``: the name of their format. Raises ``Declined`` for a model that it does not know in every respect.
+    """
+
+    name = "fused"
+
+    def __init__(self, model: Any) -> None:
+        config = _known_config(model)
+        _known_modules(model)
+        self.model = model
+        self.dtype: torch.dtype = model.dtype
+        self.weights = "plain"
+        self.window = sliding_window(config)
+        shifted = FAMILIES[config.model_type]
+        decoder = model.model
+        types = getattr(config, "layer_types", None) or [
+            "sliding_attention" if self.window else "full_attention"
+        ] * len(decoder.layers)
+        # Gemma 3 turns by other frequencies in local layers than in global ones.
+        kinds: list[str | None] = [None]
+        if config.model_type == "gemma3_text":
+            kinds = sorted(set(types))
+        self.rotations = [Rotation(decoder.rotary_emb, kind) for kind in kinds]
+        self.attention: list[Attention] = []
+        self.feed_forward: list[FeedForward] = []
+        for layer, kind in zip(decoder.layers, types, strict=True):
+            turn = kinds.index(kind) if len(kinds) > 1 else 0
+            window = self.window if kind == "sliding_attention" else None
+            self.attention.append(_attention(layer, config, window, turn, shifted))
+            self.feed_forward.append(_feed_forward(layer, shifted))
+        self.norm = _norm(decoder.norm, shifted)
+        self.head = Projection(model, "lm_head")
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._hooked = _hooks(model)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings of ``tokens``: [..., D]."""
+        embedded: Tensor = self.model.model.embed_tokens(tokens)
+        return embedded
+
+    def __call__(self, nodes: Nodes, cache: RowCache) -> tuple[Tensor, dict[int, Tensor]]:
+        x = self.embed(nodes.tokens) if nodes.embeddings is None else nodes.embeddings
+        masks = attention_masks(nodes, self.dtype, self.window)
+        end = max(nodes.lengths) + nodes.tokens.shape[1]
+        turns = [rotation.at(nodes.positions, end, x) for rotation in self.rotations]
+        return self.decode(x, turns, masks or (None, None), cache.row_layers, nodes.logits_at, nodes.hidden_layers)
+
+    def decode(
+        self,
+        x: Tensor,
+        turns: Sequence[tuple[Tensor, Tensor]],
+        masks: tuple[Tensor | None, Tensor | None],
+        cached: Sequence[RowLayer],
+        logits_at: Sequence[int] | None,
+        hidden_layers: Sequence[int],
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """All layers over embedded nodes x [B, N, D]; ``masks`` for layers that see all, and for those with a window."""
+        full, local = masks
+        states = {0: x}
+        for index, (attend, feed, layer) in enumerate(
+            zip(self.attention, self.feed_forward, cached, strict=True), start=1
+        ):
+            x = x + attend(x, turns[attend.rotation], full if attend.window is None else local, layer)
+            x = x + feed(x)
+            if index in hidden_layers:
+                states[index] = x
+        x = self.norm(x)
+        # As transformers counts them, the last layer's output is the one behind the final norm.
+        states[len(self.attention)] = states[-1] = x
+        if logits_at is not None:
+            x = x[:, list(logits_at)]
+        logits = self.head(x)
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits, {layer: states[layer] for layer in hidden_layers}
+
+    def projections(self) -> Iterator[Projection]:
+        """Every matrix product of a pass, the head's last."""
+        for attend, feed in zip(self.attention, self.feed_forward, strict=True):
+            yield from (attend.qkv, attend.out, feed.gate_up, feed.down)
+        yield self.head
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that one pass over few rows reads."""
+        return sum(projection.product.nbytes for projection in self.projections())
+
+    def convert(self, name: str) -> list[str]:
+        """Hold the matrices in the weight format ``name``, one after the other; returns which stay plain, and why."""
+        stay: dict[str, int] = {}
+        for projection in self.projections():
+            try:
+                projection.convert(name)
+            except (RuntimeError, ValueError, MemoryError) as error:
+                why = f"{'+'.join(projection.names)} stays plain: {str(error).splitlines()[0]}"
+                stay[why] = stay.get(why, 0) + 1
+        self.weights = name
+        return [f"{why} ({count} times)" for why, count in stay.items()]
+
+    def current(self) -> bool:
+        """Whether the model is still the one that was read: same weights, same layers, same hooks."""
+        return (
+            self.model.dtype == self.dtype
+            and all(projection.current() for projection in self.projections())
+            and _hooks(self.model) == self._hooked
+        )
+
+
+def _known_config(model: Any) -> Any:
+    config = model.config
+    family = config.model_type
+    if family not in FAMILIES or not type(model).__module__.startswith("transformers.models."):
+        known = ", ".join(name.removesuffix("_text") for name in FAMILIES)
+        raise Declined(f"{type(model).__name__} is none of the families it knows ({known})")
+    if getattr(config, "quantization_config", None) is not None:
+        raise Declined("its weights are quantised by another library")
+    if config._attn_implementation not in ATTENTION:
+        raise Declined(f"its attention is {config._attn_implementation!r}, not one of {', '.join(ATTENTION)}")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise Declined("its attention is bidirectional")
+    rope = config.rope_parameters
+    for settings in rope.values() if all(isinstance(value, dict) for value in rope.values()) else [rope]:
+        if settings["rope_type"] not in ROTATIONS:
+            raise Declined(f"its {settings['rope_type']!r} rotary positions change with the length of the text")
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation != "eager":
+        raise Declined("its attention scores are capped, which only eager attention does")
+    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise Declined(f"it has {', '.join(sorted(unknown))} layers")
+    return config
+
+
+def _known_modules(model: Any) -> None:
+    """Decline a model that has a part which the families' modelling code does not have."""
+
+    def check(module: nn.Module, what: str, *known: set[str]) -> None:
+        found = {name for name, _ in module.named_children()}
+        if not any(found == names for names in known):
+            odd = sorted(set.union(*known) ^ found)
+            raise Declined(f"{what} has other parts than expected ({', '.join(odd)})")
+
+    check(model, type(model).__name__, _TOP)
+    check(model.model, type(model.model).__name__, _MODEL)
+    for layer in model.model.layers:
+        parts = {name for name, _ in layer.named_children()}
+        if not _LAYER <= parts <= _LAYER | _LAYER_MORE:
+            raise Declined(f"{type(layer).__name__} has other parts than expected")
+        check(layer.self_attn, type(layer.self_attn).__name__, *_ATTENTION, _ATTENTION[0] | _HEAD_NORMS)
+        check(layer.mlp, type(layer.mlp).__name__, *_MLP)
+    if _hooks(model):
+        raise Declined("hooks are registered on its layers, which only transformers' forward calls")
+
+
+def _hooks(model: Any) -> int:
+    """How many hooks the model's inner modules have; those on the whole model see no single layer.
+
+    transformers' own, which collect hidden states when they are asked for, change nothing.
+    """
+    return sum(
+        hook.__module__ != "transformers.utils.output_capturing"
+        for module in model.modules()
+        if module is not model
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in hooks.values()
+    )
+
+
+def _attention(layer: Any, config: Any, window: int | None, turn: int, shifted: bool) -> Attention:
+    own = layer.self_attn
+    names = ("qkv_proj",) if hasattr(own, "qkv_proj") else ("q_proj", "k_proj", "v_proj")
+    behind = hasattr(layer, "pre_feedforward_layernorm")
+    return Attention(
+        norm=_norm(layer.input_layernorm, shifted),
+        qkv=Projection(own, *names),
+        query_norm=_norm(own.q_norm, shifted) if hasattr(own, "q_norm") else None,
+        key_norm=_norm(own.k_norm, shifted) if hasattr(own, "k_norm") else None,
+        out=Projection(own, "o_proj"),
+        after=_norm(layer.post_attention_layernorm, shifted) if behind else None,
+        heads=config.num_attention_heads,
+        key_heads=config.num_key_value_heads,
+        size=own.head_dim,
+        scale=own.scaling,
+        softcap=getattr(config, "attn_logit_softcapping", None),
+        window=window,
+        rotation=turn,
+        math=config._attn_implementation == "eager",
+    )
+
+
+def _feed_forward(layer: Any, shifted: bool) -> FeedForward:
+    own = layer.mlp
+    names = ("gate_up_proj",) if hasattr(own, "gate_up_proj") else ("gate_proj", "up_proj")
+    # With norms behind the blocks, "post_attention_layernorm" is one of them; without, it stands before this block.
+    behind = hasattr(layer, "pre_feedforward_layernorm")
+    return FeedForward(
+        norm=_norm(layer.pre_feedforward_layernorm if behind else layer.post_attention_layernorm, shifted),
+        gate_up=Projection(own, *names),
+        activation=own.activation_fn if hasattr(own, "activation_fn") else own.act_fn,
+        down=Projection(own, "down_proj"),
+        after=_norm(layer.post_feedforward_layernorm, shifted) if behind else None,
+    )
+
+
+def _norm(module: Any, shifted: bool) -> Norm:
+    return Norm(module.weight, module.eps if shifted else module.variance_epsilon, shifted)
+
+
+def _joined(parts: list[nn.Parameter]) -> Tensor:
+    """The parts below each other in one tensor, of which they become views."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = torch.cat([part.data for part in parts])
+    for part, view in zip(parts, torch.split(whole, [len(part) for part in parts]), strict=True):
+        part.data = view
+    return whole
