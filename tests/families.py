@@ -49,6 +49,7 @@ _SPECS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", _BASE),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", _BASE | _NARROW),
     "mistral": ("MistralConfig", "MistralForCausalLM", _BASE | _WINDOW),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", _BASE | _NARROW),
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", _BASE | _ALTERNATING),
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _BASE | _ALTERNATING),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", _BASE | _WINDOW),
@@ -86,6 +87,8 @@ _SPECS: dict[str, tuple[str, str, dict[str, Any]]] = {
 REFUSED = ("bloom", "mamba", "qwen3_next")
 FAMILIES = tuple(name for name in _SPECS if name not in REFUSED)
 WINDOWED = ("mistral", "gemma2", "gemma3", "phi3")
+# Those that the fused forward pass serves.
+FUSED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3")
 
 
 def build(family: str, seed: int = 0, **changes: Any) -> Any:
@@ -122,10 +125,20 @@ def model(family: str) -> Any:
     return build(family)
 
 
+def lm(family: str, how: str = "") -> CausalLM:
+    """``model(family)`` as the engine sees it.
+
+    ``how``: "" for what ``load`` chooses, "transformers" for that forward pass, or a weight format; converting replaces
+    a model's layers, so then it is a model of its own, with equal weights.
+    """
+    return _lm(family, how)
+
+
 @functools.cache
-def lm(family: str) -> CausalLM:
-    """``model(family)`` as the engine sees it."""
-    return load(model(family))
+def _lm(family: str, how: str) -> CausalLM:
+    if how in ("", "transformers"):
+        return load(model(family), forward=how or None)
+    return load(build(family), weights=how)
 
 
 def text(length: int, seed: int = 0, period: int | None = None) -> list[int]:

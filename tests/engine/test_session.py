@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from families import CONTEXT, FAMILIES, REFUSED, VOCABULARY, WINDOW, WINDOWED, fresh, lm, model, text
@@ -12,6 +15,8 @@ from torch import Tensor
 from ramify.engine.session import Scores, Session
 from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
+from ramify.models.forward import Nodes
+from ramify.models.weights import unavailable
 
 SHAPE = TreeShape.of([-1, 0, 0, 1, 1, 2, 3, 5])
 TREE = TokenTree(torch.tensor(text(8, 5)), SHAPE)
@@ -56,13 +61,25 @@ def trees(draw: st.DrawFn) -> TokenTree:
     return TokenTree(torch.tensor(tokens), TreeShape.of(parents))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_any_history(family: str):
+# Every family on the forward pass that it gets, some on transformers' own, one over packed weights.
+HOW = [
+    *((family, "") for family in FAMILIES),
+    *((family, "transformers") for family in ("llama", "mistral", "gemma3")),
+    pytest.param(
+        "mistral",
+        "packed",
+        marks=pytest.mark.skipif(bool(unavailable("packed", torch.float32, "cpu")), reason="no packed weights here"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "how"), HOW)
+def test_any_history(family: str, how: str):
     @settings(deadline=None, max_examples=30, derandomize=True)
     @given(st.data())
     def history(data: st.DataObject) -> None:
         rows = data.draw(st.integers(1, 3), "rows")
-        session = Session(lm(family), rows, capacity=data.draw(st.sampled_from([4, 64]), "capacity"))
+        session = Session(lm(family, how), rows, capacity=data.draw(st.sampled_from([4, 64]), "capacity"))
         texts = [text(data.draw(st.integers(0, 2 * WINDOW), "length"), row) for row in range(rows)]
         session.prefill(texts, chunk=data.draw(st.sampled_from([3, 512]), "chunk"))
         for _ in range(data.draw(st.integers(1, 5), "steps")):
@@ -269,6 +286,90 @@ def test_soft_rows_beside_hard_rows():
     inputs = torch.cat([model("qwen2").get_input_embeddings()(torch.tensor(text(8))), embeddings])
     with torch.no_grad():
         close(scores[1, 1], model("qwen2")(inputs_embeds=inputs[None]).logits[0, -1])
+
+
+# ---- padding to sizes that take less time ----
+
+
+class Spy:
+    """A forward pass that notes how many nodes it is given in each row."""
+
+    def __init__(self, forward: Any) -> None:
+        self.forward = forward
+        self.ran: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.forward, name)
+
+    def __call__(self, nodes: Nodes, cache: Any) -> Any:
+        self.ran.append(nodes.tokens.shape[1])
+        return self.forward(nodes, cache)
+
+
+PADDING = {1: 4, 2: 4, 3: 4, 5: 8, 6: 8, 7: 8, 9: 12}
+
+
+@pytest.mark.parametrize(
+    ("family", "how"), [("llama", ""), ("gemma3", ""), ("phi3", ""), ("mistral", "transformers"), ("gpt2", "")]
+)
+def test_padding_changes_nothing(family: str, how: str):
+    plain = lm(family, how)
+
+    @settings(deadline=None, max_examples=40, derandomize=True)
+    @given(st.data())
+    def history(data: st.DataObject) -> None:
+        spy: Any = Spy(plain.forward)
+        rows = data.draw(st.integers(1, 3), "rows")
+        capacity = data.draw(st.sampled_from([4, 64]), "capacity")
+        sessions = [
+            Session(plain, rows, capacity),
+            Session(replace(plain, forward=spy, padding=PADDING), rows, capacity),
+        ]
+        texts = [text(data.draw(st.integers(0, 2 * WINDOW), "length"), row) for row in range(rows)]
+        for session in sessions:
+            session.prefill(texts, chunk=data.draw(st.sampled_from([3, 512]), "chunk"))
+        for _ in range(data.draw(st.integers(1, 3), "steps")):
+            drafts = [data.draw(trees(), "tree") for _ in range(rows)]
+            count = max(map(len, drafts))
+            at = data.draw(st.none() | st.lists(st.integers(0, count - 1), min_size=1, max_size=3), "logits at")
+            layers = data.draw(st.lists(st.sampled_from([0, 1, 2, -1]), unique=True), "hidden layers")
+            scores, padded = (session.score(drafts, logits_at=at, hidden_layers=layers) for session in sessions)
+            # Enough rows in all, and no more than one node in each row beyond them.
+            wanted = PADDING.get(rows * count, rows * count)
+            assert spy.ran[-1] == max(count, -(-wanted // rows))
+            assert list(padded.nodes) == list(scores.nodes)
+            assert padded.logits.shape == scores.logits.shape
+            assert list(padded.hidden) == list(scores.hidden)
+            for row, draft in enumerate(drafts):
+                real = [place for place, node in enumerate(scores.nodes) if node < len(draft)]
+                close(padded.logits[row, real], scores.logits[row, real])
+                for layer in layers:
+                    assert padded.hidden[layer].shape == scores.hidden[layer].shape
+                    close(padded.hidden[layer][row, : len(draft)], scores.hidden[layer][row, : len(draft)])
+            kept = [draft.shape.path(data.draw(st.integers(-1, len(draft) - 1), "keep")) for draft in drafts]
+            for session in sessions:
+                session.keep(kept)
+            assert sessions[0].lengths == sessions[1].lengths
+
+    history()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_padding_at_the_end_of_the_context(family: str):
+    session = Session(replace(lm(family), padding={1: 160}))
+    session.prefill([text(CONTEXT - 1)])
+    close(session.score(TokenTree.chain([5])).logits[0, 0], fresh(family, [*text(CONTEXT - 1), 5])[-1])
+
+
+def test_padding_with_soft_inputs():
+    embeddings = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
+    soft = TokenTree(torch.tensor([0, 0]), TreeShape.chain(2), {}, embeddings, torch.ones(2) > 0)
+    found = []
+    for padding in ({}, {2: 7}):
+        session = Session(replace(lm("qwen2"), padding=padding))
+        session.prefill([text(8)])
+        found.append(session.score(soft).logits)
+    close(found[1], found[0])
 
 
 # ---- refusals ----

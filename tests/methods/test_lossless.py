@@ -1,7 +1,7 @@
 """Registered means tested: every lossless draft method of the catalogue gives exactly the tokens of plain decoding.
 
 Greedy, and sampled with coupled noise under temperature, top-p and a repetition penalty; alone and in a ragged batch;
-with texts that cross the sliding window. All of it in float32.
+with texts that cross the sliding window; on both forward passes, and over packed weights. All of it in float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from families import FAMILIES, WINDOW, build, lm, text
+import torch
+from families import FAMILIES, FUSED, WINDOW, build, lm, text
 
 import ramify
 from ramify.api import generate
@@ -21,6 +22,7 @@ from ramify.errors import RamifyError
 from ramify.methods.base import Method
 from ramify.methods.registry import Card, catalogue, create, find
 from ramify.models.causal import DEMO, CausalLM, load
+from ramify.models.weights import unavailable
 
 PROMPTS = [text(5, 1), text(17, 2, period=6), text(9, 3, period=3)]
 NEW = 32
@@ -30,14 +32,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sampled": {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.15, "top_k": 0},
     "sampled hot": {"do_sample": True, "temperature": 1.2, "top_k": 20},
 }
+# Targets: a family on the forward pass that ``load`` chooses, the fused one where it can; or "family how", see ``lm``.
+TARGETS = [*FAMILIES, *(f"{family} transformers" for family in FUSED), "llama packed", "gemma2 packed"]
 THOROUGH = ["llama", "mistral", "gemma3"]
+
+
+def target(name: str) -> CausalLM:
+    family, _, how = name.partition(" ")
+    if why := unavailable("packed", torch.float32, "cpu") if how == "packed" else "":
+        pytest.skip(why)
+    loaded = lm(family, how)
+    forward = "fused" if family in FUSED and how != "transformers" else "transformers"
+    assert (loaded.forward.name, loaded.forward.weights) == (forward, "packed" if how == "packed" else "plain")
+    return loaded
 
 
 @functools.cache
 def assistant(family: str) -> Any:
     """The target's own weights, somewhat blurred: right often, not always."""
-    import torch
-
     model = build(family)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -48,10 +60,10 @@ def assistant(family: str) -> Any:
 
 # Options for methods that cannot be built from nothing, or would size themselves by the clock.
 OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "assistant": lambda family: {"model": assistant(family)},
-    "prompt-lookup": lambda family: {"length": 10},
-    "suffix": lambda family: {"length": 40},
-    "token-recycling": lambda family: {"nodes": 24},
+    "assistant": lambda name: {"model": assistant(name.partition(" ")[0])},
+    "prompt-lookup": lambda _: {"length": 10},
+    "suffix": lambda _: {"length": 40},
+    "token-recycling": lambda _: {"nodes": 24},
 }
 # Further settings of a method that deserve the matrix too.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -68,40 +80,40 @@ CARDS = [card for card in catalogue() if card.family == "draft" and card.lossles
 NAMES = [card.name for card in CARDS]
 
 
-def make(name: str, family: str, **options: Any) -> Method:
+def make(name: str, on: str, **options: Any) -> Method:
     """The method, verifying by matching where it lets one choose, so that sampled tokens can be compared too."""
     if "verifier" in [field.name for field in fields(find(name))]:
         options = {"verifier": "match"} | options
     try:
-        return create(name, **(OPTIONS.get(name, lambda _: {})(family) | options))
+        return create(name, **(OPTIONS.get(name, lambda _: {})(on) | options))
     except (RamifyError, TypeError) as error:
         pytest.fail(f"{name!r} is registered as a lossless draft method, but cannot be built here ({error}); give it "
                     f"options in OPTIONS of {__name__}")  # fmt: skip
 
 
 @functools.cache
-def plain(family: str, setting: str) -> list[list[int]]:
+def plain(on: str, setting: str) -> list[list[int]]:
     """Plain decoding of every prompt alone, row i with seed + i."""
     chosen = SETTINGS[setting]
     method = "sample" if chosen["do_sample"] else "greedy"
     results = [
-        generate(lm(family), prompt, method, max_new_tokens=NEW, seed=11 + row, **chosen)
+        generate(target(on), prompt, method, max_new_tokens=NEW, seed=11 + row, **chosen)
         for row, prompt in enumerate(PROMPTS)
     ]
     return [result.tokens for result in results]
 
 
-def run(method: Method, family: str, prompts: Any, setting: str, seed: int = 11) -> list[Result]:
-    results: list[Result] = generate(lm(family), prompts, method, max_new_tokens=NEW, seed=seed, **SETTINGS[setting])
+def run(method: Method, on: str, prompts: Any, setting: str, seed: int = 11) -> list[Result]:
+    results: list[Result] = generate(target(on), prompts, method, max_new_tokens=NEW, seed=seed, **SETTINGS[setting])
     return results
 
 
-def check(method: Method, family: str, setting: str) -> None:
-    batch = run(method, family, PROMPTS, setting)
-    assert [result.tokens for result in batch] == plain(family, setting)
+def check(method: Method, on: str, setting: str) -> None:
+    batch = run(method, on, PROMPTS, setting)
+    assert [result.tokens for result in batch] == plain(on, setting)
     for row, prompt in enumerate(PROMPTS):  # the same object again: what it learned must not matter
-        [alone] = run(method, family, [prompt], setting, seed=11 + row)
-        assert alone.tokens == plain(family, setting)[row]
+        [alone] = run(method, on, [prompt], setting, seed=11 + row)
+        assert alone.tokens == plain(on, setting)[row]
         assert alone.stats.generated_tokens == NEW
         assert alone.stats.target_calls + alone.stats.accepted == NEW
         assert alone.stats.drafted >= alone.stats.accepted
@@ -111,20 +123,26 @@ def test_there_are_methods():
     assert {"prompt-lookup", "suffix", "assistant", "token-recycling"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("on", TARGETS)
 @pytest.mark.parametrize("card", CARDS, ids=NAMES)
-def test_greedy_tokens_are_the_plain_ones(card: Card, family: str):
-    check(make(card.name, family), family, "greedy")
+def test_greedy_tokens_are_the_plain_ones(card: Card, on: str):
+    check(make(card.name, on), on, "greedy")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("on", TARGETS)
 @pytest.mark.parametrize("card", CARDS, ids=NAMES)
-def test_sampled_tokens_are_the_plain_ones(card: Card, family: str):
-    method = make(card.name, family)
+def test_sampled_tokens_are_the_plain_ones(card: Card, on: str):
+    method = make(card.name, on)
     rule = getattr(method, "rule", None)
     if rule is not None and rule.function.__name__ != "match":
         pytest.skip(f"{card.name} verifies by {rule.function.__name__}: exact in law, not token by token")
-    check(method, family, "sampled")
+    check(method, on, "sampled")
+
+
+@pytest.mark.parametrize("on", [name for name in TARGETS if " " in name])
+def test_the_text_is_that_of_the_other_forward_pass(on: str):
+    for setting in SETTINGS:
+        assert plain(on, setting) == plain(on.partition(" ")[0], setting)
 
 
 @pytest.mark.parametrize("setting", ["greedy, penalised", "sampled hot"])

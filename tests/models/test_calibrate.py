@@ -13,6 +13,7 @@ from families import build, lm
 import ramify.models.calibrate as module
 from ramify.models.calibrate import ROWS, CostCurve, cache_folder, calibrate, measure
 from ramify.models.causal import CausalLM, load
+from ramify.models.weights import unavailable
 
 # Three rows are dearer than four, as on machines whose kernels come in fours.
 BUMPY = CostCurve("bumpy", [1, 2, 3, 4, 8], [1.0, 1.5, 4.0, 2.0, 6.0])
@@ -38,6 +39,19 @@ def test_more_rows_are_run_where_they_take_less_time():
 def test_ratio_is_in_units_of_a_plain_step():
     curve = CostCurve("slow", BUMPY.rows, [10 * seconds for seconds in BUMPY.seconds])
     assert [curve.ratio(rows) for rows in (1, 2, 3, 4, 8, 16)] == [1.0, 1.5, 2.0, 2.0, 6.0, 12.0]
+
+
+def test_of_the_cheaper_sizes_the_smallest_that_is_as_cheap():
+    curve = CostCurve("steps", [1, 2, 4, 8, 16], [4.0, 5.0, 3.04, 3.0, 6.0])
+    assert curve.run(1) == curve.run(2) == 4  # eight rows take hardly less, and are more
+    assert curve.run(3) == 4  # three rows lie on the way from two to four
+    assert curve.run(8) == 8
+    assert curve.run(12) == 12  # 4.5 seconds; sixteen rows take 6
+    assert curve.run(99) == 99
+    assert curve.cost(1) == curve.cost(4) == 3.04
+    assert curve.ratio(2) == 1.0
+    # Nothing beyond the largest measured size is known to be cheaper.
+    assert CostCurve("falling", [1, 2], [2.0, 1.0]).padding() == {1: 2}
 
 
 def test_a_curve_may_begin_above_one_row():
@@ -96,6 +110,21 @@ def test_a_curve_is_measured_once(counted: Counted):
     content = json.loads(kept().read_text())
     assert content == {first.key: {"key": first.key, "rows": [1, 2], "seconds": [1.0, 3.0]}}
     assert [file.name for file in kept().parent.iterdir()] == [kept().name]
+
+
+def test_a_model_takes_its_padding_from_the_kept_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAMIFY_CACHE", str(tmp_path))
+    fresh = load(build("llama"))
+    assert fresh.padding == {}
+    monkeypatch.setattr(module, "measure", lambda lm, key, budget: CostCurve(key, [1, 2, 4], [3.0, 3.5, 2.5]))
+    curve = calibrate(fresh)
+    assert fresh.padding == curve.padding() == {1: 4, 2: 4, 3: 4}
+    assert load(build("llama", seed=4)).padding == {1: 4, 2: 4, 3: 4}
+    assert load(build("llama"), forward="transformers").padding == {}
+    again = load(build("llama"))
+    again.padding = {}
+    assert calibrate(again) == curve
+    assert again.padding == {1: 4, 2: 4, 3: 4}
 
 
 def test_models_do_not_displace_each_other(counted: Counted):
@@ -169,8 +198,12 @@ def test_the_key_names_what_the_cost_depends_on(threads: None):
     assert f"float32 sdpa fused-plain cpu 1 threads torch {torch.__version__}" in key
     assert module._key(load(build("llama", seed=7))) == key  # other weights cost the same
     half = load(build("llama").to(torch.bfloat16))
-    assert "bfloat16 sdpa cpu" in module._key(half)
-    assert module._key(load(build("llama"), attention="eager")) != key
+    assert "bfloat16 sdpa fused-plain cpu 1 threads" in module._key(half)
+    assert "float32 eager fused-plain cpu" in module._key(load(build("llama"), attention="eager"))
+    assert "float32 sdpa transformers-plain cpu" in module._key(lm("llama", "transformers"))
+    assert "float32 sdpa transformers-plain cpu" in module._key(lm("gpt2"))
+    if not unavailable("packed", torch.float32, "cpu"):
+        assert "float32 sdpa fused-packed cpu" in module._key(lm("llama", "packed"))
     deeper = load(build("llama", num_hidden_layers=3))
     torch.set_num_threads(2)
     two = module._key(lm("llama"))

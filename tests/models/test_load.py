@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import CONTEXT, FAMILIES, REFUSED, build, byte_lm, byte_tokenizer, fresh, lm, model, text
+from families import CONTEXT, FAMILIES, FUSED, REFUSED, build, byte_lm, byte_tokenizer, fresh, lm, model, text
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -52,6 +52,9 @@ def refused(call: Any, *parts: str) -> None:
 def test_families_score_trees(family: str):
     assert lm(family).trees
     assert lm(family).reason == ""
+    assert lm(family).how == ("fused" if family in FUSED else "transformers") + ", plain weights"
+    assert lm(family, "transformers").how == "transformers, plain weights"
+    assert lm(family, "transformers").trees
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,14 @@ def test_a_model_object():
     refused(lambda: generate(loaded, "a text"), "without a tokenizer", "token ids")
     refused(lambda: list(stream(loaded, [1, 2], max_new_tokens=2)), "without a tokenizer")
     assert generate(loaded, [1, 2], max_new_tokens=3).text == ""
+
+
+def test_loading_leaves_the_mode_of_a_model_object():
+    made = build("llama", attention_dropout=0.5)
+    made.train()
+    loaded = load(made)
+    assert loaded.how == "fused, plain weights"
+    assert all(weight.requires_grad for weight in made.parameters())
 
 
 def test_a_model_object_with_its_tokenizer():

@@ -18,12 +18,14 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 class RowCache(Cache):
     """A transformers ``Cache`` for B rows with lengths of their own.
 
-    ``capacity``: slots to begin with; it doubles when they do not suffice.
+    ``capacity``: slots to begin with; it doubles when they do not suffice. ``seen``: how many slots the layers hand
+    out to the next forward pass; ``expect`` sets it to those in use, a forward pass may raise it up to ``capacity``.
     """
 
     def __init__(self, layers: int, rows: int, capacity: int = 256) -> None:
         self.lengths = [0] * rows
         self.capacity = capacity
+        self.seen = 0
         self.slots: Tensor | None = None
         self.row_layers = [RowLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.row_layers))
@@ -40,6 +42,7 @@ class RowCache(Cache):
             self.slots = offsets + torch.arange(nodes, device=device)
         else:
             self.slots = None
+        self.seen = end
         return end
 
     def keep(self, nodes: Sequence[Sequence[int]]) -> None:
@@ -90,16 +93,15 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         assert self.keys is not None
         assert self.values is not None
         cache = self.cache
-        new = key_states.shape[2]
-        end = max(cache.lengths) + new
         if cache.slots is None:
-            self.keys.narrow(2, end - new, new).copy_(key_states)
-            self.values.narrow(2, end - new, new).copy_(value_states)
+            begin, new = max(cache.lengths), key_states.shape[2]
+            self.keys.narrow(2, begin, new).copy_(key_states)
+            self.values.narrow(2, begin, new).copy_(value_states)
         else:
             index = cache.slots[:, None, :, None]
             self.keys.scatter_(2, index.expand_as(key_states), key_states)
             self.values.scatter_(2, index.expand_as(value_states), value_states)
-        return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
+        return self.keys.narrow(2, 0, cache.seen), self.values.narrow(2, 0, cache.seen)
 
     def grow(self, capacity: int) -> None:
         if self.keys is None or self.values is None:

@@ -14,7 +14,7 @@ from ramify.errors import RamifyError, unknown
 from ramify.models.calibrate import recall
 from ramify.models.forward import Forward
 from ramify.models.fused import Declined, FusedForward
-from ramify.models.probe import Agreement, probe
+from ramify.models.probe import Truth, probe
 from ramify.models.weights import unavailable, weight_format
 
 DEMO = Path(__file__).parent / "demo"
@@ -202,47 +202,41 @@ def wrap(
     """
     training = model.training
     model.eval()  # dropout would make a tree differ from its own paths
-    own, reason = probe(model)
+    truth = Truth(model)
+    own, reason = probe(model, truth)
     lm = CausalLM(model, tokenizer, name, own, trees=not reason, reason=reason)
     if forward == "transformers":
         if weights not in (None, "plain"):
             raise RamifyError(f"{weights} weights need the fused forward pass; leave out forward='transformers'")
         lm.notes.append("transformers' forward pass was asked for")
     else:
-        why = reason or _fuse(lm, Agreement(model, own))
+        why = reason or _fuse(lm, truth, weights if weights or owned else "plain")
         if why and (forward == "fused" or weights not in (None, "plain")):
             raise RamifyError(f"{name} cannot run the fused forward pass: {why}; leave out forward and weights")
         if why:
             lm.notes.append(f"no fused forward pass: {why}")
-        elif weights is not None or owned:
-            _convert(lm, weights)
     if training:
         model.train()
     return lm
 
 
-def _fuse(lm: CausalLM, transformers: Agreement) -> str:
-    """Give ``lm`` the fused forward pass; returns why not, "" when it has it."""
+def _fuse(lm: CausalLM, truth: Truth, weights: str | None) -> str:
+    """Give ``lm`` the fused forward pass over ``weights``, None for packed or plain; returns why not, else ""."""
     try:
         fused = FusedForward(lm.model)
     except Declined as declined:
         return str(declined)
-    why = transformers.reason(fused)
-    if not why:
-        lm.forward = fused
-    return why
-
-
-def _convert(lm: CausalLM, weights: str | None) -> None:
-    """Hold the weights in the format asked for, or packed where that can be had."""
-    assert isinstance(lm.forward, FusedForward)
-    why = unavailable(weights or "packed", lm.dtype, lm.device.type)
-    if why and weights is not None:
-        raise RamifyError(f"{why}; load the model with weights='plain'")
+    why = truth.refuses(fused)
     if why:
-        lm.notes.append(why)
-    else:
-        lm.notes.extend(lm.forward.convert(weights or "packed"))
+        return why
+    if weights is None and unavailable("packed", fused.dtype, lm.device.type):
+        weights = "plain"
+    weights = weights or "packed"
+    if why := unavailable(weights, fused.dtype, lm.device.type):
+        raise RamifyError(f"{why}; load the model with weights='plain'")
+    lm.notes.extend(fused.hold(weights))
+    lm.forward = fused
+    return ""
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

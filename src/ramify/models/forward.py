@@ -116,15 +116,19 @@ class TransformersForward:
         return {"full_attention": full, "sliding_attention": local} if self.mask_by_type else local
 
 
-def attention_masks(nodes: Nodes, dtype: torch.dtype, window: int | None) -> tuple[Tensor, Tensor] | None:
+def attention_masks(
+    nodes: Nodes, dtype: torch.dtype, window: int | None, slots: int | None = None
+) -> tuple[Tensor, Tensor] | None:
     """Additive masks [B, 1, N, slots] for layers that see everything and for those with a window of ``window`` tokens.
 
-    None when a single node of every row sees all there is, which needs no mask.
+    ``slots``: by default those in use; more are hidden. None when a single node of every row sees all there is, which
+    needs no mask.
     """
     count = nodes.tokens.shape[1]
-    slots = max(nodes.lengths) + count
-    outgrown = window is not None and slots > window
-    if count == 1 and not outgrown and min(nodes.lengths) == max(nodes.lengths):
+    used = max(nodes.lengths) + count
+    slots = slots or used
+    outgrown = window is not None and used > window
+    if count == 1 and slots == used and not outgrown and min(nodes.lengths) == max(nodes.lengths):
         return None
     hidden = torch.finfo(dtype).min
     full = torch.full((len(nodes.lengths), count, slots), hidden, dtype=dtype, device=nodes.tokens.device)

@@ -12,6 +12,7 @@ wherever the same kernels run (eager and sdpa attention alike).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,8 @@ FAMILIES = {
 # Rotations whose frequencies do not depend on the length of the text.
 ROTATIONS = ("default", "linear", "llama3", "yarn")
 ATTENTION = ("eager", "sdpa")
+# Attention runs over a multiple of so many cache slots: oneDNN generates code for every new number of them.
+SLOTS = 64
 
 _TOP = {"model", "lm_head"}
 _MODEL = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -55,10 +58,11 @@ class Declined(Exception):
 
 
 class Projection:
-    """Linear layers of one module that read the same input, joined into one matrix.
+    """Linear layers of one module that read the same input, computed as one product.
 
-    The layers' own weights become views of the joined matrix, so nothing is stored twice and in-place changes reach
-    both; after ``convert`` the layers are replaced by stand-ins that compute their part from the converted matrix.
+    At first the layers are run one by one and the model stays untouched. ``hold`` joins them: in the format "plain" the
+    layers' own weights become views of the joined matrix, so that nothing is stored twice and in-place changes reach
+    both; in any other format the layers are replaced by stand-ins, which compute their part from the converted matrix.
     """
 
     def __init__(self, parent: nn.Module, *names: str) -> None:
@@ -67,40 +71,43 @@ class Projection:
         for name, layer in zip(names, layers, strict=True):
             if type(layer) is not nn.Linear:
                 raise Declined(f"{name} is no plain linear layer but a {type(layer).__name__}")
-        self.sizes = [layer.out_features for layer in layers]
-        biases = [layer.bias for layer in layers]
-        if any(bias is None for bias in biases) and any(bias is not None for bias in biases):
+        if len({layer.bias is None for layer in layers}) > 1:
             raise Declined(f"of {', '.join(names)} only some have a bias")
-        weight = _joined([layer.weight for layer in layers])
-        bias = None if biases[0] is None else _joined(biases)
-        self.product: Product = Plain(weight, bias)
-        self._seen = [(layer, layer.weight.data_ptr()) for layer in layers]
+        self.layers: list[Any] = layers
+        self.product: Product | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.product is None:
+            return torch.cat([layer(x) for layer in self.layers], dim=-1)
         return self.product(x)
 
-    def convert(self, name: str) -> None:
-        """Hold the matrix in the weight format ``name`` instead."""
-        plain = self.product
-        assert isinstance(plain, Plain)
-        if name == "plain":
-            return
-        if psutil.virtual_memory().available < 2 * plain.nbytes:
-            raise MemoryError(f"too little memory is left to hold it as {name}")
-        self.product = weight_format(name)(plain.weight, plain.bias)
-        begin = 0
-        for part, size in zip(self.names, self.sizes, strict=True):
-            setattr(self.parent, part, StandIn(self, begin, size))
-            begin += size
-        self._seen = [(getattr(self.parent, part), 0) for part in self.names]
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that one product reads."""
+        return self.product.nbytes if self.product else sum(int(layer.weight.nbytes) for layer in self.layers)
 
-    def current(self) -> bool:
-        """Whether the model still computes with the matrix that was joined (no adapter, no ``model.to`` since)."""
-        for name, (layer, address) in zip(self.names, self._seen, strict=True):
-            now = getattr(self.parent, name)
-            if now is not layer or (address and now.weight.data_ptr() != address):
-                return False
-        return True
+    def hold(self, name: str, scratch: Tensor) -> None:
+        """Join the layers into one matrix in the weight format ``name``; raises ``MemoryError`` if there is no room.
+
+        ``scratch``: flat memory for the joined matrix while it is converted.
+        """
+        weights, biases = [layer.weight for layer in self.layers], [layer.bias for layer in self.layers]
+        if psutil.virtual_memory().available < 2 * self.nbytes:
+            raise MemoryError(f"too little memory is left to hold it as {name}")
+        if name == "plain":
+            self.product = Plain(_joined(weights), None if biases[0] is None else _joined(biases))
+            return
+        bias = None if biases[0] is None else torch.cat(biases).detach()
+        weight = weights[0].detach()
+        if len(weights) > 1:
+            whole = scratch[: sum(part.numel() for part in weights)].view(-1, weight.shape[1])
+            weight = torch.cat([part.detach() for part in weights], out=whole)
+        self.product = weight_format(name)(weight, bias)
+        begin = 0
+        for place, (part, layer) in enumerate(zip(self.names, self.layers, strict=True)):
+            self.layers[place] = StandIn(self, begin, layer.out_features)
+            setattr(self.parent, part, self.layers[place])
+            begin += layer.out_features
 
 
 class StandIn(nn.Module):
@@ -146,12 +153,14 @@ class Rotation:
     def at(self, positions: Tensor, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Tables [B, N, 1, R] for ``positions`` [B, N], all below ``end``."""
         if end > len(self.cos) or self.cos.dtype != like.dtype or self.cos.device != like.device:
-            places = torch.arange(max(256, 1 << (end - 1).bit_length()), device=like.device)
-            cos, sin = self.rotary(like, places[None], **self.kind)
-            half = sin.shape[-1] // 2
-            # The rotation negates the first half; with the sign in the table it is a roll and two products.
-            sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-            self.cos, self.sin = cos[0, :, None], sin[0, :, None]
+            # Made to last, so not as tensors that only inference mode may use.
+            with torch.inference_mode(False), torch.no_grad():
+                places = torch.arange(max(256, 1 << (end - 1).bit_length()), device=like.device)
+                cos, sin = self.rotary(like, places[None], **self.kind)
+                half = sin.shape[-1] // 2
+                # The rotation negates the first half; with the sign in the table it is a roll and two products.
+                sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+                self.cos, self.sin = cos[0, :, None], sin[0, :, None]
         return self.cos[positions], self.sin[positions]
 
 
@@ -201,7 +210,7 @@ class Attention:
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         scores = torch.matmul(queries, keys.transpose(2, 3)).mul_(self.scale)
         if self.softcap is not None:
-            scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
+            scores = scores.div_(self.softcap).tanh_() * self.softcap
         if mask is not None:
             scores = scores.add_(mask)
         return torch.matmul(torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype), values)
@@ -266,7 +275,7 @@ class FusedForward:
         self.norm = _norm(decoder.norm, shifted)
         self.head = Projection(model, "lm_head")
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._hooked = _hooks(model)
+        self._read = _parts(model)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings of ``tokens``: [..., D]."""
@@ -275,8 +284,9 @@ class FusedForward:
 
     def __call__(self, nodes: Nodes, cache: RowCache) -> tuple[Tensor, dict[int, Tensor]]:
         x = self.embed(nodes.tokens) if nodes.embeddings is None else nodes.embeddings
-        masks = attention_masks(nodes, self.dtype, self.window)
         end = max(nodes.lengths) + nodes.tokens.shape[1]
+        cache.seen = min(-(-end // SLOTS) * SLOTS, cache.capacity)
+        masks = attention_masks(nodes, self.dtype, self.window, cache.seen)
         turns = [rotation.at(nodes.positions, end, x) for rotation in self.rotations]
         return self.decode(x, turns, masks or (None, None), cache.row_layers, nodes.logits_at, nodes.hidden_layers)
 
@@ -289,7 +299,7 @@ class FusedForward:
         logits_at: Sequence[int] | None,
         hidden_layers: Sequence[int],
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """All layers over embedded nodes x [B, N, D]; ``masks`` for layers that see all, and for those with a window."""
+        """All layers over embedded nodes x [B, N, D]; ``masks``: for layers that see all, for those with a window."""
         full, local = masks
         states = {0: x}
         for index, (attend, feed, layer) in enumerate(
@@ -318,27 +328,31 @@ class FusedForward:
     @property
     def nbytes(self) -> int:
         """Bytes of weights that one pass over few rows reads."""
-        return sum(projection.product.nbytes for projection in self.projections())
+        return sum(projection.nbytes for projection in self.projections())
 
-    def convert(self, name: str) -> list[str]:
-        """Hold the matrices in the weight format ``name``, one after the other; returns which stay plain, and why."""
-        stay: dict[str, int] = {}
+    def hold(self, name: str) -> list[str]:
+        """Hold the matrices in the weight format ``name``, one by one; returns which stay as they are, and why.
+
+        A product whose matrix the format cannot hold, or for which there is no memory, is computed from the layers as
+        they are: slower, and as right.
+        """
+        stay: Counter[str] = Counter()
+        # One for all: memory that is touched for the first time costs more than the conversion.
+        joined = [projection for projection in self.projections() if len(projection.layers) > 1]
+        largest = max((sum(layer.weight.numel() for layer in each.layers) for each in joined), default=0)
+        scratch = self.head.layers[0].weight.new_empty(largest)
         for projection in self.projections():
             try:
-                projection.convert(name)
+                projection.hold(name, scratch)
             except (RuntimeError, ValueError, MemoryError) as error:
-                why = f"{'+'.join(projection.names)} stays plain: {str(error).splitlines()[0]}"
-                stay[why] = stay.get(why, 0) + 1
+                stay[f"{'+'.join(projection.names)} stays as it was: {str(error).splitlines()[0]}"] += 1
         self.weights = name
+        self._read = _parts(self.model)
         return [f"{why} ({count} times)" for why, count in stay.items()]
 
     def current(self) -> bool:
-        """Whether the model is still the one that was read: same weights, same layers, same hooks."""
-        return (
-            self.model.dtype == self.dtype
-            and all(projection.current() for projection in self.projections())
-            and _hooks(self.model) == self._hooked
-        )
+        """Whether the model is still the one that was read: no adapter, no ``model.to``, no new hook or layer since."""
+        return bool(self.model.dtype == self.dtype) and _parts(self.model) == self._read
 
 
 def _known_config(model: Any) -> Any:
@@ -353,11 +367,13 @@ def _known_config(model: Any) -> Any:
         raise Declined(f"its attention is {config._attn_implementation!r}, not one of {', '.join(ATTENTION)}")
     if getattr(config, "use_bidirectional_attention", None):
         raise Declined("its attention is bidirectional")
+    if len(model.model.layers) != config.num_hidden_layers:
+        raise Declined(f"it has {len(model.model.layers)} layers, but its config names {config.num_hidden_layers}")
     rope = config.rope_parameters
     for settings in rope.values() if all(isinstance(value, dict) for value in rope.values()) else [rope]:
         if settings["rope_type"] not in ROTATIONS:
             raise Declined(f"its {settings['rope_type']!r} rotary positions change with the length of the text")
-    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation != "eager":
+    if family == "gemma2" and config.attn_logit_softcapping and config._attn_implementation != "eager":
         raise Declined("its attention scores are capped, which only eager attention does")
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
@@ -387,17 +403,23 @@ def _known_modules(model: Any) -> None:
 
 
 def _hooks(model: Any) -> int:
-    """How many hooks the model's inner modules have; those on the whole model see no single layer.
+    """How many hooks, or functions in place of ``forward``, the model's inner modules have.
 
-    transformers' own, which collect hidden states when they are asked for, change nothing.
+    Those on the whole model see no single layer; transformers' own, which collect hidden states, change nothing.
     """
     return sum(
-        hook.__module__ != "transformers.utils.output_capturing"
+        getattr(hook, "__module__", "") != "transformers.utils.output_capturing"
         for module in model.modules()
         if module is not model
-        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, {0: vars(module).get("forward")})
         for hook in hooks.values()
+        if hook is not None
     )
+
+
+def _parts(model: Any) -> tuple[list[nn.Module], list[int], int]:
+    """What a reading of the model depends on: its modules, where their parameters lie, and how many hooks there are."""
+    return list(model.modules()), [parameter.data_ptr() for parameter in model.parameters()], _hooks(model)
 
 
 def _attention(layer: Any, config: Any, window: int | None, turn: int, shifted: bool) -> Attention:
@@ -415,7 +437,8 @@ def _attention(layer: Any, config: Any, window: int | None, turn: int, shifted: 
         key_heads=config.num_key_value_heads,
         size=own.head_dim,
         scale=own.scaling,
-        softcap=getattr(config, "attn_logit_softcapping", None),
+        # Gemma 3 has the setting too, and transformers does not use it there.
+        softcap=config.attn_logit_softcapping if config.model_type == "gemma2" else None,
         window=window,
         rotation=turn,
         math=config._attn_implementation == "eager",
@@ -444,7 +467,15 @@ def _joined(parts: list[nn.Parameter]) -> Tensor:
     """The parts below each other in one tensor, of which they become views."""
     if len(parts) == 1:
         return parts[0]
+    ends = [part.data_ptr() + part.nbytes for part in parts]
+    if ends[:-1] == [part.data_ptr() for part in parts[1:]] and len({_storage(part) for part in parts}) == 1:
+        # Joined before, by another wrapper of the same model.
+        return parts[0].data.as_strided((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].stride())
     whole = torch.cat([part.data for part in parts])
     for part, view in zip(parts, torch.split(whole, [len(part) for part in parts]), strict=True):
         part.data = view
     return whole
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

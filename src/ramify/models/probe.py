@@ -1,10 +1,11 @@
 """Probe, then trust: can this model score a token tree in one pass, and roll back? Asked of its own weights.
 
-And does the fused forward pass compute the same logits as transformers' own, on a tree and on a step behind it?
+And does the fused forward pass compute the same? Both are held to plain forward passes over the tree's paths.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -14,13 +15,40 @@ from torch import Tensor
 from ramify.models.cache import RowCache
 from ramify.models.forward import Forward, Nodes, TransformersForward
 
-# The probe's tree: node 0 - 1 - 2 - 3 and node 4 below node 1.
+# The probe's tree: node 0 - 1 - 2 - 3 and node 4 below node 1. Then node 3's token follows the second path.
 _PROBE_PATHS = ([0, 1, 2, 3], [0, 1, 4])
 _PROBE_DEPTH = [0, 1, 2, 3, 2]
 
 
-def probe(model: Any) -> tuple[TransformersForward, str]:
-    """Score a small tree at once and its paths one by one on the model's own weights.
+class Truth:
+    """What ``model`` itself says, without cache and masks, along the paths that the probe scores as a tree."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @functools.cached_property
+    def expected(self) -> Tensor:
+        """Logits [n + 1, V] of the tree's nodes and of the step behind its second path."""
+        tokens = _probe_tokens(self.model)
+        first, second = _PROBE_PATHS
+        with torch.no_grad():
+            logits = self.model(input_ids=tokens[torch.tensor([first, [*second, 3]])]).logits.float()
+        return torch.cat([logits[0], logits[1, 2:]])
+
+    def gap(self, forward: Forward) -> float:
+        """Largest difference of ``forward``'s logits from the model's, in standard deviations of the logits."""
+        found = _tree_logits(self.model, forward)
+        return float((found - self.expected).abs().max() / self.expected.std())
+
+    def refuses(self, forward: Forward) -> str:
+        """Why ``forward`` must not take the place of the model's own, "" when their logits agree."""
+        gap = self.gap(forward)
+        # Written so that a gap that is no number is refused as well.
+        return "" if gap <= _tolerance(forward.dtype) else f"its logits differ by {gap:.2g} standard deviations"
+
+
+def probe(model: Any, truth: Truth) -> tuple[TransformersForward, str]:
+    """Score a small tree at once and hold it to the model's plain passes over its paths.
 
     Returns the forward pass that agrees, and the reason when none does.
     """
@@ -32,12 +60,15 @@ def probe(model: Any) -> tuple[TransformersForward, str]:
         return plain, f"it has {', '.join(sorted(foreign))} layers, whose state cannot be rolled back or forked"
     if getattr(config, "attention_chunk_size", None) is not None:
         return plain, "its layers attend in chunks, which tree masks do not cover"
+    if config._attn_implementation == "flex_attention" and model.device.type == "cpu":
+        # Its compiled kernel reads beyond such a mask, which ends the whole process.
+        return plain, "flex_attention takes no tree mask on CPUs (attention='sdpa' does)"
     reasons = []
     # One mask for layers of both kinds would be wrong beyond the window, where the probe does not reach.
     for by_type in [True] if len(types) > 1 else [True, False] if types else [False]:
         forward = TransformersForward(model, by_type)
         try:
-            gap = _tree_gap(model, forward)
+            gap = truth.gap(forward)
         except (ValueError, RuntimeError, TypeError, AttributeError, IndexError, KeyError) as error:
             reasons.append(f"its forward pass takes no tree mask ({_first(error)})")
             continue
@@ -49,42 +80,9 @@ def probe(model: Any) -> tuple[TransformersForward, str]:
     return plain, reasons[-1]
 
 
-class Agreement:
-    """transformers' logits on the probe's tree and on a step behind its second path, to hold other forwards to."""
-
-    def __init__(self, model: Any, forward: TransformersForward) -> None:
-        self.model = model
-        self.expected = _tree_logits(model, forward)
-
-    def gap(self, forward: Forward) -> float:
-        """Largest difference of ``forward``'s logits from transformers', in standard deviations of the logits."""
-        found = _tree_logits(self.model, forward)
-        return float((found - self.expected).abs().max() / self.expected.std())
-
-    def reason(self, forward: Forward) -> str:
-        """Why ``forward`` must not take transformers' place, "" when their logits agree."""
-        gap = self.gap(forward)
-        tolerance = 1e-4 if forward.dtype in (torch.float32, torch.float64) else _tolerance(forward.dtype)
-        # Written so that a gap that is no number is refused as well.
-        return "" if gap <= tolerance else f"its logits differ from transformers' by {gap:.2g} standard deviations"
-
-
 def _tolerance(dtype: torch.dtype) -> float:
     """Allowed gap in standard deviations of the logits: rounding of half precision, or nearly none."""
-    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.15
-
-
-def _tree_gap(model: Any, forward: Forward) -> float:
-    """Largest difference between tree and path logits, before and after a rollback, in standard deviations."""
-    tokens = _probe_tokens(model)
-    kept = _PROBE_PATHS[1]
-    logits = _tree_logits(model, forward)
-    with torch.no_grad():
-        alone = [model(input_ids=tokens[path][None]).logits[0].float() for path in _PROBE_PATHS]
-        expected = model(input_ids=tokens[[*kept, 3]][None]).logits[0, -1].float()
-    gaps = [(logits[path] - one).abs().max() for path, one in zip(_PROBE_PATHS, alone, strict=True)]
-    gaps.append((logits[-1] - expected).abs().max())
-    return float(torch.stack(gaps).max() / alone[0].std())
+    return 1e-4 if dtype in (torch.float32, torch.float64) else 0.15
 
 
 def _tree_logits(model: Any, forward: Forward) -> Tensor:

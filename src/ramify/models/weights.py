@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from ramify.errors import unknown
 
-GROUP = 64  # weights that share an int4 scale; every hidden size of the supported families is a multiple
+GROUP = 64  # weights that share an int4 scale
+CHUNK = 4096  # outputs rounded at a time, which bounds the memory for it; a multiple of the operators' own blocks
 
 
 class Product(ABC):
@@ -79,12 +80,18 @@ class Int8(Product):
     """Weights rounded to 8 bits, symmetric, with one scale for each output (absolute maximum / 127)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        scale = weight.detach().float().abs().amax(dim=1).clamp(min=1e-12) / 127
-        # Rounded with the scale that will be multiplied with, not with the one before its own rounding.
-        self.scale = scale.to(weight.dtype)
-        self.weight = (weight.detach() / self.scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-        self.bias = bias
+        if weight.shape[1] % 16:
+            # In bfloat16 the operator reads on behind the last whole block of 16, beyond the matrix.
+            raise ValueError(f"int8 needs a multiple of 16 inputs, not {weight.shape[1]}")
+        scales, levels = zip(*map(self._rounded, torch.split(weight.detach(), CHUNK)), strict=True)
+        self.scale, self.weight, self.bias = torch.cat(scales), torch.cat(levels), bias
         self.nbytes = self.weight.nbytes + self.scale.nbytes
+
+    @staticmethod
+    def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+        # Levels belong to the scale that will be multiplied with: the one in the weights' own dtype.
+        scale = (weight.float().abs().amax(dim=1).clamp_(min=1e-12) / 127).to(weight.dtype)
+        return scale, (weight.float() / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
 
     def __call__(self, x: Tensor) -> Tensor:
         product = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)
@@ -102,16 +109,21 @@ class Int4(Product):
         outputs, inputs = weight.shape
         if inputs % GROUP or outputs % 16:
             raise ValueError(f"int4 needs multiples of {GROUP} inputs and 16 outputs, not {inputs} and {outputs}")
-        groups = weight.detach().float().view(outputs, inputs // GROUP, GROUP)
+        scales, zeros, levels = zip(*map(self._rounded, torch.split(weight.detach(), CHUNK)), strict=True)
+        self.scale_and_zero = torch.stack([torch.cat(scales), torch.cat(zeros)], dim=2).transpose(0, 1).contiguous()
+        self.levels, self.bias, self.inputs = torch.cat(levels), bias, inputs
+        self.nbytes = self.levels.nbytes + self.scale_and_zero.nbytes
+
+    @staticmethod
+    def _rounded(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        groups = weight.float().view(len(weight), -1, GROUP)
         low, high = groups.aminmax(dim=2)
-        scale = ((high - low) / 15).clamp(min=1e-9).to(weight.dtype)
+        scale = ((high - low) / 15).clamp_(min=1e-9).to(weight.dtype)
         # The operator reads level n as (n - 8) x scale + zero.
         zero = (low + 8 * scale.float()).to(weight.dtype)
         levels = ((groups - zero.float()[..., None]) / scale.float()[..., None]).round_().add_(8).clamp_(0, 15)
-        self.levels = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.view(outputs, inputs).int(), 1)
-        self.scale_and_zero = torch.stack([scale, zero], dim=2).transpose(0, 1).contiguous()
-        self.bias, self.inputs = bias, inputs
-        self.nbytes = self.levels.nbytes + self.scale_and_zero.nbytes
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.view(len(weight), -1).int(), 1)
+        return scale, zero, packed
 
     def __call__(self, x: Tensor) -> Tensor:
         product = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
@@ -157,7 +169,8 @@ def unavailable(name: str, dtype: torch.dtype, device: str) -> str:
         return f"{name} weights in {str(dtype).removeprefix('torch.')} do not run on this machine ({_first(error)})"
     expected = x.double() @ held.T + bias.double()
     half = dtype not in (torch.float32, torch.float64)
-    if float((found - expected).abs().max() / expected.std()) > (0.05 if half else 1e-4):
+    # Written so that a difference that is no number is a reason as well.
+    if not float((found - expected).abs().max() / expected.std()) <= (0.05 if half else 1e-4):
         return f"{name} weights compute wrong products on this machine"
     return ""
 
