@@ -26,6 +26,7 @@ from ramify.methods.draft.prompt_lookup import PromptLookup
 from ramify.methods.draft.suffix import Suffix
 from ramify.methods.draft.token_recycling import TokenRecycling
 from ramify.models.causal import CausalLM, load
+from ramify.models.weights import unavailable
 
 PROMPTS = [text(5, 1), text(17, 2, period=6), text(9, 3, period=3)]
 NEW = 20
@@ -71,8 +72,13 @@ def test_lossless_methods_pass(method: Any, settings: dict[str, Any]):
     heard: list[tuple[int, int]] = []
     found = check(method, seed=3, progress=lambda done, total: heard.append((done, total)), **settings)
     assert found.ok
-    assert [(one.name, one.ok) for one in found.checks] == [("token trees", True), ("same output", True)]
-    assert found.checks[1].detail == f"3 of 3 prompts identical to plain decoding over {NEW} tokens"
+    assert [(one.name, one.ok) for one in found.checks] == [
+        ("token trees", True),
+        ("forward", True),
+        ("same output", True),
+    ]
+    assert found.checks[1].detail == "fused, plain weights"
+    assert found.checks[2].detail == f"3 of 3 prompts identical to plain decoding over {NEW} tokens"
     assert heard == [(1, 3), (2, 3), (3, 3)]
     assert found.model == "LlamaForCausalLM"
 
@@ -81,7 +87,7 @@ def test_a_wrong_token_is_found(wrong: Any):
     found = check("wrong")
     assert not found.ok
     assert found.method == "wrong"
-    trees, second, same = found.checks
+    trees, _, second, same = found.checks
     assert (trees.ok, second.ok, same.ok) == (True, False, False)
     assert second.name == "prompt 2"
     assert same.detail.startswith("2 of 3 prompts identical")
@@ -99,7 +105,7 @@ def test_a_wrong_token_is_found(wrong: Any):
 
 def test_the_first_token_counts_as_well(wrong: Any):
     found = check(wrong(at=0, every=1))
-    assert [one.detail[:18] for one in found.checks[1:4]] == ["differs at token 0"] * 3
+    assert [one.detail[:18] for one in found.checks[2:5]] == ["differs at token 0"] * 3
     assert found.checks[-1].detail.startswith("0 of 3")
 
 
@@ -107,7 +113,7 @@ def test_a_sampled_difference_has_no_gap(wrong: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(wrong, "pinned", {})
     found = check(wrong(every=1), do_sample=True, temperature=0.7)
     assert not found.ok
-    assert [one.detail for one in found.checks[1:4]] == ["differs at token 7"] * 3
+    assert [one.detail for one in found.checks[2:5]] == ["differs at token 7"] * 3
 
 
 def test_too_few_tokens_are_a_difference(wrong: Any, monkeypatch: pytest.MonkeyPatch):
@@ -119,7 +125,16 @@ def test_too_few_tokens_are_a_difference(wrong: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(wrong, "run", short)
     found = check("wrong")
     assert not found.ok
-    assert "differs at token 4" in found.checks[1].detail  # prefill, then two events a token
+    assert "differs at token 4" in found.checks[2].detail  # prefill, then two events a token
+
+
+needs_int8 = pytest.mark.skipif(bool(unavailable("int8", torch.float32, "cpu")), reason="no int8 products here")
+
+
+def int8() -> CausalLM:
+    model = load(build("llama"), weights="int8")
+    model.notes.clear()
+    return model
 
 
 @functools.cache
@@ -129,16 +144,16 @@ def half() -> CausalLM:
 
 def test_half_precision_is_not_promised(wrong: Any):
     found = check("wrong", half())
-    assert [one.ok for one in found.checks] == [True, None, None]
+    assert [one.ok for one in found.checks] == [True, True, None, None]
     assert found.ok
-    assert "differs at token 7" in found.checks[1].detail
+    assert "differs at token 7" in found.checks[2].detail
     assert check("greedy", half()).checks[-1].ok is True
 
 
 def test_lossy_methods_promise_nothing(wrong: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(wrong, "card", replace(wrong.card, lossless=False))
     found = check("wrong")
-    assert [one.ok for one in found.checks] == [True, None, None]
+    assert [one.ok for one in found.checks] == [True, True, None, None]
     assert found.ok
 
 
@@ -149,6 +164,51 @@ def test_a_model_without_trees_says_why():
     assert (trees.name, trees.ok, trees.detail) == ("token trees", None, lm("mamba").reason)
     with pytest.raises(RamifyError, match="cannot run drafts"):
         verify(lm("mamba"), PromptLookup(length=3), PROMPTS[:1], max_new_tokens=4)
+
+
+def test_the_forward_that_runs_is_named_with_its_reason():
+    def forward(model: CausalLM) -> Check:
+        [one] = [one for one in verify(model, "greedy", PROMPTS[:1], max_new_tokens=2).checks if one.name == "forward"]
+        return one
+
+    own = "transformers, plain weights; "
+    assert forward(lm("llama", "transformers")) == Check(
+        "forward", True, f"{own}transformers' forward pass was asked for"
+    )
+    declined = forward(lm("gpt2"))
+    assert declined.ok is True
+    assert declined.detail.startswith(f"{own}no fused forward pass: GPT2LMHeadModel is none of the families")
+    # Hooked after loading: what runs now is said, not what ran then.
+    hooked = load(build("llama"))
+    hooked.model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    assert "hooks are registered" in forward(hooked).detail
+
+
+@needs_int8
+def test_rounded_weights_are_exact_with_respect_to_themselves(wrong: Any):
+    rounded = int8()
+    found = check(PromptLookup(length=5), rounded)
+    assert found.ok
+    weights = found.checks[2]
+    assert (weights.name, weights.ok) == ("weights", None)
+    assert weights.detail == "exact with respect to the int8 model, not to the one it was rounded from"
+    assert found.checks[-1].ok is True
+    assert not check("wrong", rounded).ok
+    rounded.notes.append("o_proj stays as it was: too wide")  # asked for, and not had everywhere
+    found = check("greedy", rounded)
+    assert found.checks[1] == Check("forward", None, "fused, int8 weights; o_proj stays as it was: too wide")
+    assert found.ok
+
+
+@needs_int8
+def test_transformers_own_loops_decode_the_model_itself():
+    other = build("llama", seed=9)
+    rounded = int8()
+    rounded.again = lambda: other
+    found = check("hf-greedy", rounded)
+    assert found.ok
+    assert [one.ok for one in found.checks][-1] is None
+    assert found.checks[-1].detail.startswith("0 of 3")
 
 
 def test_greedy_and_sampled_decoding_are_compared_with_their_like():

@@ -64,7 +64,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 @pytest.fixture
 def lm() -> SimpleNamespace:
-    return SimpleNamespace(name="mock", device=torch.device("cpu"), dtype=torch.float32, tokenizer=None)
+    return SimpleNamespace(
+        name="mock", device=torch.device("cpu"), dtype=torch.float32, how="fused, plain weights", tokenizer=None
+    )
 
 
 def test_methods_take_turns_with_fresh_copies_and_shared_seeds(calls: list[Any], lm: Any) -> None:

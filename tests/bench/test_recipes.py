@@ -16,6 +16,7 @@ from rich.console import Console
 
 import ramify.bench.recipes.demo_lm as demo_lm
 import ramify.bench.recipes.token_recycling as token_recycling
+from ramify.bench.chart import Chart
 from ramify.bench.recipes import RECIPES, Outcome, Table, machine_line
 from ramify.errors import RamifyError
 from ramify.methods.base import Method
@@ -27,6 +28,7 @@ OUTCOME = Outcome(
     ],
     ["A note [with brackets].", "Another."],
 )
+CHART = Chart("cost", "Cost & more", "rows", "ms", {"a<b": [(1, 3.0), (8, 5.0)]}, {"a<b": 2.5}, "the floor")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -45,7 +47,8 @@ def test_every_recipe_runs_by_seed_and_keywords(name: str):
 
 def test_every_recipe_file_is_listed():
     folder = Path(inspect.getfile(Outcome)).parent
-    files = {f"ramify.bench.recipes.{file.stem}" for file in folder.glob("*.py")} - {"ramify.bench.recipes.__init__"}
+    shared = {f"ramify.bench.recipes.{name}" for name in ("__init__", "shapes")}
+    files = {f"ramify.bench.recipes.{file.stem}" for file in folder.glob("*.py")} - shared
     assert files == {recipe.module for recipe in RECIPES.values()}
 
 
@@ -72,9 +75,24 @@ def test_markdown_has_every_table_and_note():
     assert Outcome(notes=["Nothing."]).to_markdown() == f"{machine_line()}\n\nNothing.\n"
 
 
+def test_charts_stand_beside_the_markdown(tmp_path: Path):
+    outcome = Outcome(OUTCOME.tables, OUTCOME.notes, [CHART])
+    assert CHART.title not in outcome.to_markdown()
+    page = tmp_path / "page.md"
+    assert outcome.save(page, "# A page") == [page, tmp_path / "page-cost.svg"]
+    text = page.read_text()
+    assert text.startswith(f"# A page\n\n{machine_line()}\n\n### First")
+    assert "\n\n![Cost & more](page-cost.svg)\n\nA note" in text
+    assert (tmp_path / "page-cost.svg").read_text() == CHART.svg()
+    [found] = json.loads(json.dumps(outcome.to_dict()))["charts"]
+    assert found["lines"] == {"a<b": [[1, 3.0], [8, 5.0]]}
+    assert found["floors"] == {"a<b": 2.5}
+    outcome.show(Console(file=StringIO()))
+
+
 def test_the_dictionary_is_json():
     found = json.loads(json.dumps(OUTCOME.to_dict()))
-    assert set(found) == {"machine", "tables", "notes"}
+    assert set(found) == {"machine", "tables", "notes", "charts"}
     assert found["tables"][0] == {"title": "First", "rows": list(OUTCOME.tables[0].rows)}
     assert found["notes"] == OUTCOME.notes
     assert Outcome().to_dict()["tables"] == []

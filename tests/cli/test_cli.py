@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ramify import cli
+from ramify.errors import RamifyError
 from ramify.models.causal import DEMO
+from ramify.models.weights import unavailable
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ["demo", "generate", "compare", "methods", "calibrate", "verify", "train", "bench"]
@@ -123,6 +126,13 @@ def test_one_method(answered: Callable[..., dict[str, Any]]) -> None:
         (["compare", "--html", "no/such/folder/report.html"], "cannot write to no/such/folder/report.html"),
         (["compare", "--methods", "gredy"], "did you mean 'greedy'?"),
         (["verify", "prompt-lokup"], "did you mean 'prompt-lookup'?"),
+        (["generate", "x", "--weights", "int9"], "unknown weight format 'int9'; did you mean 'int8'?"),
+        (["compare", "--forward", "fussed"], "unknown forward pass 'fussed'; did you mean 'fused'?"),
+        (["calibrate", "--forward", "transformers", "--weights", "int8"], "int8 weights need the fused forward pass"),
+        (["bench", "forwards"], "did you mean 'forward'?"),
+        (["bench", "forward", "-o", "shape=qwen2-0.5"], "did you mean 'qwen2-0.5b'?"),
+        (["bench", "forward", "-o", "weights=plian"], "did you mean 'plain'?"),
+        (["bench", "forward", "--save", "no/such/folder/page.md"], "cannot write to no/such/folder/page.md"),
         (["train", "demo-ml"], "did you mean 'demo-lm'?"),
         (["train", "demo-lm", "--steps", "0"], "steps is 0"),
     ],
@@ -141,6 +151,44 @@ def test_bad_arguments_in_a_real_process(arguments: list[str]) -> None:
 
 def test_empty_standard_input(refused: Callable[..., str]) -> None:
     assert "the prompt is empty" in refused("generate", "-", stdin="")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["generate", "x"], ["compare", "--methods", "greedy"], ["calibrate"], ["verify", "greedy"]],
+    ids=lambda c: c[0],
+)
+def test_how_to_load_reaches_load(
+    command: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def load(model: str, **given: Any) -> None:
+        seen.update(given, model=model)
+        raise RamifyError("seen")
+
+    monkeypatch.setattr("ramify.models.causal.load", load)
+    options = ["--forward", "fused", "--weights", "int8", "--attention", "eager", "--dtype", "float32"]
+    assert refused(*command, *options, "--model", "a/b", "--device", "cpu") == "seen"
+    assert seen == {
+        "model": "a/b",
+        "dtype": "float32",
+        "device": "cpu",
+        "attention": "eager",
+        "forward": "fused",
+        "weights": "int8",
+        "trust_remote_code": False,
+    }
+    assert refused(*command) == "seen"
+    assert {value for name, value in seen.items() if name not in ("model", "trust_remote_code")} == {None}
+
+
+def test_what_is_not_installed_is_one_sentence(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(model: str, **given: Any) -> None:
+        raise ImportError("\nFlashAttention2 is not installed.\nMore about it.")
+
+    monkeypatch.setattr("ramify.models.causal.load", load)
+    assert refused("calibrate") == "demo cannot be loaded so: FlashAttention2 is not installed."
 
 
 @pytest.mark.parametrize("command", [["generate", "x"], ["calibrate"], ["verify", "greedy"]], ids=lambda c: c[0])
@@ -231,6 +279,57 @@ class TestWithTheDemoModel:
         done = ramify("verify", *arguments)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["ok"] is True
+
+    def test_verify_says_what_runs(
+        self, answered: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["verify", "greedy", "--max-new-tokens", "2", "--dtype", "float32"]
+        plain = answered(*arguments, "--weights", "plain")["checks"]
+        assert {"name": "forward", "ok": True, "detail": "fused, plain weights"} in plain
+        own = answered(*arguments, "--forward", "transformers")["checks"]
+        assert own[1]["detail"] == "transformers, plain weights; transformers' forward pass was asked for"
+        assert cli.run(cli.app, [*arguments, "--weights", "plain"]) == 0
+        assert "forward  fused, plain weights" in capsys.readouterr().out
+
+    def test_calibrate(
+        self,
+        answered: Callable[..., dict[str, Any]],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from ramify.models.calibrate import CostCurve
+
+        curve = CostCurve("key", [1, 2, 4], [3.0, 1.0, 2.0])
+        monkeypatch.setattr("ramify.models.calibrate.calibrate", lambda lm, refresh: curve)
+        options = ["calibrate", "--dtype", "float32", "--weights", "plain"]
+        found = answered(*options)
+        assert (found["forward"], found["weights"], found["notes"]) == ("fused", "plain", [])
+        assert [point["run"] for point in found["curve"]] == [2, 2, 4]
+        assert cli.run(cli.app, options) == 0
+        header, *lines = capsys.readouterr().out.split("\n")
+        assert header == "demo: fused, plain weights"
+        assert [line.split()[:3] for line in lines if line[:5].strip().isdigit()] == [
+            ["1", "3000.00", "2"],
+            ["2", "1000.00", "1.00"],
+            ["4", "2000.00", "2.00"],
+        ]
+        assert any(line.startswith("run as: more rows") for line in lines)
+
+    def test_bench_forward(self, tmp_path: Path, answered: Callable[..., dict[str, Any]]) -> None:
+        page = tmp_path / "forward.md"
+        options = ["budget=0", "rows=1,2", "weights=plain", "new_tokens=2", "repeats=1", "memory=false"]
+        found = answered("bench", "forward", *(part for o in options for part in ("-o", o)), "--save", str(page))
+        assert list(found["charts"][0]["lines"]) == ["transformers", "fused plain"]
+        assert f"]({page.stem}-cost.svg)" in page.read_text()
+        assert (tmp_path / "forward-cost.svg").read_text().startswith("<svg")
+
+    def test_rounded_weights_and_transformers_loops(self) -> None:
+        if unavailable("int8", torch.float32, "cpu"):
+            pytest.skip("no int8 products here")
+        options = ["--count", "1", "--repeats", "1", "--max-new-tokens", "2", "--dtype", "float32", "--weights", "int8"]
+        done = ramify("compare", "--methods", "greedy,hf-greedy", *options, "--json")
+        assert done.returncode == 0, done.stderr
+        assert "hf-greedy: the model itself decodes, not the one rounded to int8" in done.stderr
 
     def test_demo(self, tmp_path: Path) -> None:
         """The main job, from the command to the report."""

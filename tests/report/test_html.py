@@ -41,7 +41,7 @@ def comparison() -> Comparison:
     ended = Step((-1, 0), (1, 2), (0, 1), (1,))
     pieces = {token: f"t{token}" for token in range(201)} | {3: HOSTILE, 4: "\n    ", 6: " ok"}
     return Comparison(
-        model={"name": "demo<b>", "device": "cpu", "dtype": "float32"},
+        model={"name": "demo<b>", "device": "cpu", "dtype": "float32", "forward": "fused, plain weights"},
         machine=dict.fromkeys(("processor", "cores", "threads", "system", "python", "torch", "transformers"), "1"),
         settings={"max_new_tokens": 3, "repeats": 3, "seed": 0},
         command="ramify compare '<i>'",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,13 @@ from ramify.errors import RamifyError
 from ramify.methods.base import Method
 from ramify.methods.registry import create
 from ramify.models.causal import CausalLM
+from ramify.models.weights import ROUNDED
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: ``ok`` is True, False, or None where equality is not promised (half precision, lossy methods)."""
+    """One finding: ``ok`` is True, False, or None where nothing is promised (half precision, rounded weights, lossy
+    methods), or not all that was asked for could be had."""
 
     name: str
     ok: bool | None
@@ -57,13 +59,16 @@ def verify(
 
     In float32 a lossless method must give the same tokens; at a first difference the gap between the two largest
     logits there (greedy) is reported, since half precision computes other row counts by other kernels and near-ties
-    may flip. ``settings`` as in ``generate``; under sampling the noise is shared, so that equal laws give equal tokens.
+    may flip. With rounded weights all is held against the model so rounded, from which a method that decodes the model
+    itself (``prepares``) may differ. ``settings`` as in ``generate``; under sampling the noise is shared, so that equal
+    laws give equal tokens.
     """
     chosen = create(method)
     found = Verification(lm.name, chosen.card.name)
-    how = "one pass scores a token tree like its paths, and a rollback leaves no trace" if lm.trees else lm.reason
-    found.checks.append(Check("token trees", lm.trees or None, how))
-    exact = chosen.card.lossless and lm.dtype in (torch.float32, torch.float64)
+    lm.refresh()
+    rounded = lm.forward.weights in ROUNDED
+    found.checks += _model_checks(lm, rounded)
+    exact = chosen.card.lossless and lm.dtype in (torch.float32, torch.float64) and not (rounded and chosen.prepares)
     # Said outright, for the model's own generation config may say otherwise.
     sampled = settings["do_sample"] = bool((settings | chosen.pinned).get("do_sample"))
     rule = getattr(chosen, "verifier", "match")
@@ -92,6 +97,17 @@ def verify(
     share = f"{same} of {len(prompts)} prompts identical to plain decoding over {max_new_tokens} tokens"
     found.checks.append(Check("same output", same == len(prompts) or (False if exact else None), share))
     return found
+
+
+def _model_checks(lm: CausalLM, rounded: bool) -> Iterator[Check]:
+    """What runs, and what the promises are about."""
+    how = "one pass scores a token tree like its paths, and a rollback leaves no trace" if lm.trees else lm.reason
+    yield Check("token trees", lm.trees or None, how)
+    # Rounded weights run only where they were asked for; a note then names matrices that could not be rounded.
+    yield Check("forward", None if rounded and lm.notes else True, "; ".join([lm.how, *lm.notes]))
+    if rounded:
+        kind = lm.forward.weights
+        yield Check("weights", None, f"exact with respect to the {kind} model, not to the one it was rounded from")
 
 
 def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:

@@ -105,7 +105,12 @@ def compare(
     ]
     used = {token for row in steps for each in row for step in each for token in (*step.tokens, *step.committed)}
     return Comparison(
-        model={"name": lm.name, "device": str(lm.device), "dtype": str(lm.dtype).removeprefix("torch.")},
+        model={
+            "name": lm.name,
+            "device": str(lm.device),
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            "forward": lm.how,
+        },
         machine=machine(lm.device),
         settings={**shared, "repeats": repeats, "seed": seed},
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

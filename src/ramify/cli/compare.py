@@ -37,6 +37,9 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Write the report, one self-contained page, to this file.")] = None,
     dtype: shell.Dtype = None,
     device: shell.Device = None,
+    attention: shell.Attention = None,
+    forward: shell.Forward = None,
+    weights: shell.Weights = None,
     trust_remote_code: shell.Trust = False,
     seed: shell.Seed = 0,
     json: shell.Json = False,
@@ -49,7 +52,13 @@ def compare(
     found, problems = load_prompts(prompts) if prompts else (held_out_prompts(count, seed), [])
     with shell.waiting("loading torch …"):
         chosen = [build_spec(spec.strip()) for spec in methods.split(",") if spec.strip()]
-    lm = shell.load(model, dtype, device, trust_remote_code)
+    lm = shell.load(model, dtype, device, trust_remote_code, attention=attention, forward=forward, weights=weights)
+
+    from ramify.models.weights import ROUNDED
+
+    others = [method.card.name for method in chosen if method.prepares]
+    if others and lm.forward.weights in ROUNDED:
+        shell.note(f"{', '.join(others)}: the model itself decodes, not the one rounded to {lm.forward.weights}")
     outcome = timed(lm, found, chosen, max_new_tokens=max_new_tokens, repeats=repeats, seed=seed, **settings)
     if html:
         outcome.save_html(html)

@@ -30,6 +30,9 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")] = False,
     dtype: shell.Dtype = None,
     device: shell.Device = None,
+    attention: shell.Attention = None,
+    forward: shell.Forward = None,
+    weights: shell.Weights = None,
     trust_remote_code: shell.Trust = False,
     seed: shell.Seed = 0,
     json: shell.Json = False,
@@ -43,7 +46,7 @@ def generate(
         raise RamifyError("the prompt is empty; give at least one character")
     with shell.waiting("loading torch …"):
         chosen = build(method, option or [])
-    lm = shell.load(model, dtype, device, trust_remote_code)
+    lm = shell.load(model, dtype, device, trust_remote_code, attention=attention, forward=forward, weights=weights)
 
     shell.size(lm, chosen)
 

@@ -106,7 +106,9 @@ TRAINERS: dict[str, Callable[[Path, dict[str, Any], int, bool], None]] = {
 def bench(
     name: Annotated[str | None, typer.Argument(help="The benchmark; without it, the benchmarks are listed.")] = None,
     option: shell.Options = None,
-    save: Annotated[Path | None, typer.Option(help="Also write the tables to this markdown file.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Also write the tables to this markdown file, charts beside it.")
+    ] = None,
     seed: shell.Seed = 0,
     json: shell.Json = False,
 ) -> None:
@@ -118,13 +120,14 @@ def bench(
         return
     if name not in RECIPES:
         raise unknown("benchmark", name, RECIPES)
+    shell.writable(save)
     options = {key: guess(text) for key, text in split(option or []).items()}
     with shell.waiting(f"running {name} …"):
         shell.quiet()
         outcome = RECIPES[name].run(seed=seed, **options)
     if save:
         command = shlex.join(["ramify", *sys.argv[1:]])
-        save.write_text(f"# {name}: {RECIPES[name].summary}\n\n`{command}`\n\n{outcome.to_markdown()}")
+        outcome.save(save, f"# {name}: {RECIPES[name].summary}\n\n`{command}`")
     if json:
         shell.emit(outcome.to_dict())
     else:

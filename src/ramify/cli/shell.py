@@ -30,6 +30,18 @@ err = Console(stderr=True, highlight=False)
 Model = Annotated[str, typer.Option("--model", "-m", help="'demo', a local folder or a hub id.", metavar="MODEL")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default the checkpoint's own.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default the first GPU, else the CPU.")]
+Attention = Annotated[
+    str | None,
+    typer.Option(help="transformers' attention implementation, eager or sdpa; by default its own choice."),
+]
+Forward = Annotated[
+    str | None,
+    typer.Option(help="fused or transformers; by default the fused one wherever it gives the model's own logits."),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="plain, packed, int8 or int4; by default packed where the machine has it. int8 and int4 round."),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
@@ -68,13 +80,22 @@ def bar() -> Progress:
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
-def load(model: str, dtype: str | None = None, device: str | None = None, trust_remote_code: bool = False) -> CausalLM:
-    """``ramify.load`` with a spinner, imports of torch and transformers included."""
+def load(
+    model: str,
+    dtype: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    **how: str | None,
+) -> CausalLM:
+    """``ramify.load`` with a spinner, imports of torch and transformers included; ``how``: its other options."""
     with waiting(f"loading {model} …"):
         quiet()
         import ramify
 
-        return ramify.load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        try:
+            return ramify.load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **how)
+        except ImportError as error:  # what an attention implementation or a checkpoint needs
+            raise RamifyError(f"{model} cannot be loaded so: {str(error).strip().splitlines()[0]}") from error
 
 
 def size(lm: CausalLM, method: Method) -> None:

@@ -77,7 +77,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     hardware = [machine.get("gpu"), machine["processor"], f"{machine['cores']} cores", f"{machine['threads']} threads"]
     software = [f"Python {machine['python']}", f"torch {machine['torch']}", f"transformers {machine['transformers']}"]
     return [
-        ("Model", f"{model['name']}, {model['dtype']} on {model['device']}"),
+        ("Model", f"{model['name']}, {model['dtype']} on {model['device']}; {model['forward']}"),
         ("Machine", ", ".join(str(part) for part in (*hardware, machine["system"]) if part)),
         ("Settings", ", ".join(f"{key} = {plain(value)}" for key, value in comparison.settings.items())),
         ("Prompts", f"{len(comparison.prompts)}, each {comparison.settings['repeats']} times, methods in turn"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ramify.bench.chart import Chart
 from ramify.errors import unknown
 
 if TYPE_CHECKING:
@@ -30,23 +31,34 @@ class Table:
 
 @dataclass
 class Outcome:
-    """What a recipe found: tables, and sentences about them."""
+    """What a recipe found: tables, sentences about them, and charts, which stand beside the markdown."""
 
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         tables = [{"title": table.title, "rows": list(table.rows)} for table in self.tables]
-        return {"machine": machine_line(), "tables": tables, "notes": self.notes}
+        charts = [chart.to_dict() for chart in self.charts]
+        return {"machine": machine_line(), "tables": tables, "notes": self.notes, "charts": charts}
 
-    def to_markdown(self) -> str:
-        """Tables and notes as kept in ``docs/evidence``."""
+    def save(self, file: Path, heading: str) -> list[Path]:
+        """Write the markdown below ``heading``, and every chart as an SVG beside it; returns all files written."""
+        pictures = [file.with_name(f"{file.stem}-{chart.name}.svg") for chart in self.charts]
+        for chart, picture in zip(self.charts, pictures, strict=True):
+            picture.write_text(chart.svg(), encoding="utf-8")
+        file.write_text(f"{heading}\n\n{self.to_markdown(pictures)}", encoding="utf-8")
+        return [file, *pictures]
+
+    def to_markdown(self, pictures: Sequence[Path] = ()) -> str:
+        """Tables and notes as kept in ``docs/evidence``; ``pictures``: the charts' files, in the same folder."""
         parts = [machine_line()]
         for table in self.tables:
             columns = list(table.rows[0])
             lines = [f"### {table.title}", "", _line(columns), _line(["---"] * len(columns))]
             lines += [_line([_cell(row[column]) for column in columns]) for row in table.rows]
             parts.append("\n".join(lines))
+        parts += [f"![{chart.title}]({file.name})" for chart, file in zip(self.charts, pictures, strict=False)]
         parts += self.notes
         return "\n\n".join(parts) + "\n"
 
@@ -86,6 +98,10 @@ class Recipe:
 RECIPES = {
     "speed": Recipe("methods against transformers on held-out code, greedy and sampled", "ramify.bench.recipes.speed"),
     "demo-lm": Recipe("bits per byte of the demo model beside xz, file by file", "ramify.bench.recipes.demo_lm"),
+    "forward": Recipe(
+        "what a forward pass costs by rows, forward and weight format, and what is left to the memory's floor",
+        "ramify.bench.recipes.forward",
+    ),
     "overhead": Recipe("what a step of the loop costs, the forward pass aside", "ramify.bench.recipes.overhead"),
     "real-sizes": Recipe(
         "the speed-up to expect at 0.5 B: measured cost curve × measured tokens per call",

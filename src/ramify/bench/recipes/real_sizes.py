@@ -8,7 +8,6 @@ forecast for a model that is as predictable as the demo model. Both factors are 
 from __future__ import annotations
 
 import gc
-import time
 from typing import Any
 
 import torch
@@ -16,9 +15,11 @@ import torch
 from ramify.api import generate
 from ramify.bench.prompts import held_out_prompts
 from ramify.bench.recipes import Outcome, Table
+from ramify.bench.recipes.shapes import random_model, read_bandwidth
 from ramify.methods.draft.token_recycling import TokenRecycling
 from ramify.models.calibrate import measure
 from ramify.models.causal import load
+from ramify.models.weights import unavailable
 
 SIZES = (0, 8, 15, 24, 32, 48, 64, 80, 128)
 
@@ -37,11 +38,13 @@ def run(
     torch.set_num_threads(1)
     try:
         mats = {size: _tokens_per_call(size, prompts, max_new_tokens, seed, temperature) for size in SIZES}
-        lm = load(_qwen2_half_billion(seed, dtype))
+        model = random_model("qwen2-0.5b", seed, dtype)
+        weights = sum(int(parameter.nbytes) for parameter in model.parameters())
+        lm = load(model, weights="plain" if unavailable("packed", model.dtype, "cpu") else "packed")
         curve = measure(lm, "qwen2-0.5b", budget)
-        weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+        how = lm.how
         bandwidth = read_bandwidth()
-        del lm
+        del lm, model
         gc.collect()
     finally:
         torch.set_num_threads(threads)
@@ -65,27 +68,16 @@ def run(
         "Speed-up = tokens per call / cost of the pass; draft time (about 1 % of such a pass) is left out. Tokens per "
         "call: demo model in float32, held-out code prompts, matrix carried from prompt to prompt.",
         f"The floor: reading {weights / 1e9:.2f} GB of weights at the {bandwidth / 1e9:.1f} GB/s measured here (one "
-        f"thread, summing 1 GB) takes {1e3 * floor:.0f} ms; a single row takes {curve.seconds[0] / floor:.1f} times as "
+        f"thread, summing 1 GB) takes {1e3 * floor:.0f} ms; a single row takes {curve.cost(1) / floor:.1f} times as "
         "long.",
     ]
     return Outcome(
         [
             Table(f"Token Recycling at Qwen2-0.5B's shape, {dtype}, one thread", rows),
-            Table(f"Cost curve, Qwen2-0.5B's shape, random weights, {dtype}, one thread, least wall time", costs),
+            Table(f"Cost curve, Qwen2-0.5B's shape, random, {dtype}, {how}, one thread, least wall time", costs),
         ],
         notes,
     )
-
-
-def read_bandwidth() -> float:
-    """Bytes per second that one thread reads from memory: the best of seven sums over 1 GB."""
-    block = torch.ones(1 << 28)
-    best = float("inf")
-    for _ in range(7):
-        began = time.perf_counter()
-        block.sum()
-        best = min(best, time.perf_counter() - began)
-    return block.numel() * block.element_size() / best
 
 
 def _tokens_per_call(
@@ -103,21 +95,3 @@ def _tokens_per_call(
             calls += result.stats.target_calls
         found.append(tokens / calls)
     return found[0], found[1]
-
-
-def _qwen2_half_billion(seed: int, dtype: str) -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        dtype=dtype,
-    )
-    return Qwen2ForCausalLM(config).to(getattr(torch, dtype))

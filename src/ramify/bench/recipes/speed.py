@@ -10,6 +10,7 @@ from ramify.bench.compare import compare
 from ramify.bench.comparison import Comparison
 from ramify.bench.prompts import Prompt, held_out_prompts
 from ramify.bench.recipes import Outcome, Table
+from ramify.bench.recipes.shapes import random_model
 from ramify.models.causal import CausalLM, load
 
 METHODS = ["greedy", "hf-greedy", "hf-prompt-lookup", "prompt-lookup", "suffix", "token-recycling"]
@@ -44,7 +45,7 @@ def run(
             Table(f"{lm.name}, {kind}, temperature {temperature}", rows_of(sampled)),
         ]
         if big:
-            other = random_llama_100m(seed)
+            other = load(random_model("llama-100m", seed))
             ids = [Prompt(p.id, p.text, p.group) for p in asked[:4]]
             plain = compare(
                 CausalLM(other.model, lm.tokenizer, other.name, other.forward, other.trees),
@@ -82,23 +83,3 @@ def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def random_llama_100m(seed: int) -> CausalLM:
-    """A Llama of 102 M random float32 parameters over the demo model's vocabulary, made on the fly."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=768,
-        intermediate_size=2304,
-        num_hidden_layers=13,
-        num_attention_heads=12,
-        num_key_value_heads=12,
-        max_position_embeddings=2048,
-        bos_token_id=0,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return load(LlamaForCausalLM(config))
