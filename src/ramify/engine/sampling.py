@@ -8,6 +8,7 @@ speculative decoding with the same seed give the same tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ramify.engine.tree import TokenTree
 from ramify.errors import RamifyError
+from ramify.models.cache import send
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # a transformers LogitsProcessor
 
@@ -40,8 +42,12 @@ class Noise:
 
     def pick(self, law: Tensor, position: int) -> int:
         """A sample of ``law`` [V] by an exponential race (the Gumbel-max trick)."""
+        return int(self.winner(law, position))
+
+    def winner(self, law: Tensor, position: int) -> Tensor:
+        """``pick`` as an index on the law's device, for which nobody has to wait."""
         race = torch.empty(law.shape[-1]).exponential_(generator=self.at(position))
-        return int((law / race.to(law.device)).argmax())
+        return (law / send(race, law.device)).argmax()
 
 
 class Sampler:
@@ -74,23 +80,51 @@ class Sampler:
 
     def law(self, prefix: Tensor, logits: Tensor) -> Tensor:
         """The law of the next token after ``prefix`` [n], from ``logits`` [V]: float32 [V], summing to 1."""
+        scores = self._scores(prefix, logits)
+        if self.greedy:
+            best, token = scores.max(dim=-1)
+            _fetch(token, best)
+            return torch.zeros_like(scores).index_fill_(0, token, 1.0)
+        law = torch.softmax(scores, dim=-1)
+        _fetch(law[0], law[0])
+        return law
+
+    def pick(self, prefix: Tensor, logits: Tensor, position: int) -> int:
+        """The token after ``prefix``, as the noise at ``position`` samples it from ``law``; waits for a GPU once."""
+        scores = self._scores(prefix, logits)
+        if self.greedy:
+            best, token = scores.max(dim=-1)
+            return _fetch(token, best)[0]
+        law = torch.softmax(scores, dim=-1)
+        return _fetch(self.noise.winner(law, position), law[0])[0]
+
+    def _scores(self, prefix: Tensor, logits: Tensor) -> Tensor:
         scores = logits[None].to(torch.float32, copy=True)
         for processor in self.processors:
             scores = processor(prefix[None], scores)
-        if self.greedy:
-            check_finite(scores.max())
-            return torch.zeros_like(scores[0]).index_fill_(0, scores[0].argmax(), 1.0)
-        law = torch.softmax(scores[0], dim=-1)
-        check_finite(law[0])
-        return law
+        return scores[0]
 
 
-def check_finite(value: Tensor) -> None:
-    """Raise ``RamifyError`` when a maximum or a softmax shows that the logits were NaN or infinite."""
-    if not bool(torch.isfinite(value).all()):
+def likeliest(logits: Tensor) -> list[list[int]]:
+    """The most likely tokens of ``logits`` [B, N, V], the lowest id among equals; waits for a GPU once."""
+    best, tokens = logits.max(dim=-1)
+    found = _fetch(tokens, best)
+    size = logits.shape[1]
+    return [found[begin : begin + size] for begin in range(0, len(found), size)]
+
+
+def _fetch(tokens: Tensor, witness: Tensor) -> list[int]:
+    """``tokens`` as numbers, flattened; raises ``RamifyError`` unless ``witness``, a number for each, is finite.
+
+    The witness, a maximum or an entry of a softmax, shows whether the logits were NaN or infinite. Both come in one
+    transfer, as float64, which holds every token id.
+    """
+    numbers, shown = torch.stack([tokens.double(), witness.double()]).view(2, -1).tolist()
+    if not all(map(math.isfinite, shown)):
         raise RamifyError(
             "the model returned NaN or infinite logits; check its weights, or load it with dtype='float32'"
         )
+    return list(map(int, numbers))
 
 
 class NodeLaws:
@@ -98,11 +132,20 @@ class NodeLaws:
 
     ``tokens`` is the row's token buffer [capacity], whose first ``length`` entries are committed, the pending token
     (node 0 of ``tree``) included; the rest is scratch space for node prefixes. ``logits``: [N, V], one row per node.
+    ``best`` gives the likeliest token of every node, where those of several rows are found together.
     """
 
-    def __init__(self, sampler: Sampler, tree: TokenTree, logits: Tensor, tokens: Tensor, length: int) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        tree: TokenTree,
+        logits: Tensor,
+        tokens: Tensor,
+        length: int,
+        best: Callable[[], list[int]] | None = None,
+    ) -> None:
         self.sampler, self.tree, self.logits = sampler, tree, logits
-        self._tokens, self._length = tokens, length
+        self._tokens, self._length, self._best = tokens, length, best
         self._laws: dict[int, Tensor] = {}
         self._argmax: list[int] | None = None
 
@@ -121,19 +164,14 @@ class NodeLaws:
         """The one token that is sampled after ``node`` (the argmax when greedy); always the same for a node."""
         if self.sampler.is_argmax:
             if self._argmax is None:
-                best, index = self.logits.max(dim=-1)
-                check_finite(best)
-                self._argmax = index.tolist()
+                self._argmax = self._best() if self._best else likeliest(self.logits[None])[0]
             return self._argmax[node]
-        law = self.law(node)
-        if self.sampler.greedy:
-            return int(law.argmax())
-        return self.sampler.noise.pick(law, self.position(node))
+        return self.sampler.pick(self._prefix(node), self.logits[node], self.position(node))
 
     def _prefix(self, node: int) -> Tensor:
         path = self.tree.shape.path(node)[1:]
         if not path:
             return self._tokens[: self._length]
         end = self._length + len(path)
-        self._tokens[self._length : end] = self.tree.tokens[list(path)]
+        self._tokens[self._length : end] = send(self.tree.tokens[list(path)], self._tokens.device)
         return self._tokens[:end]

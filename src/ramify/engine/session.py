@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
-from ramify.models.cache import RowCache
+from ramify.models.cache import RowCache, send
 from ramify.models.causal import CausalLM
 from ramify.models.forward import Nodes
 
@@ -197,12 +197,12 @@ class Session:
                 tokens[row, :size] = tree.tokens
                 positions[row, :size] += tree.shape.depth_tensor
                 ancestors[row, :size, :size] = tree.shape.ancestors
-        tokens = tokens.to(device)
+        tokens = send(tokens, device)
         return Nodes(
             tokens,
-            positions.to(device),
+            send(positions, device),
             self._cache.lengths,
-            ancestors.to(device),
+            send(ancestors, device),
             self._embeddings(trees, tokens),
             logits_at,
             hidden_layers,
@@ -214,8 +214,9 @@ class Session:
         embedded = self.lm.forward.embed(tokens).clone()
         for row, tree in enumerate(trees):
             if tree.embeddings is not None and tree.soft is not None:
-                soft = tree.soft.to(embedded.device).nonzero()[:, 0]
-                embedded[row, soft] = tree.embeddings.to(embedded)[soft.to(tree.embeddings.device)]
+                soft = tree.soft.nonzero()[:, 0]
+                given = tree.embeddings[send(soft, tree.embeddings.device)].to(embedded.dtype)
+                embedded[row, send(soft, embedded.device)] = send(given, embedded.device)
         return embedded
 
 

@@ -5,16 +5,17 @@ It owns prefill, stopping and counting for every method of this kind; plain deco
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.events import Accepted, Drafted, Event, Finished, Prefilled, Scored
 from ramify.engine.request import Request
-from ramify.engine.sampling import NodeLaws, is_stateful
-from ramify.engine.session import Session
+from ramify.engine.sampling import NodeLaws, is_stateful, likeliest
+from ramify.engine.session import Scores, Session
 from ramify.engine.tree import TokenTree
 from ramify.engine.verify import Verifier, match
 from ramify.errors import RamifyError
@@ -137,11 +138,12 @@ def _run(lm: CausalLM, rows: list[_Row], verifier: Verifier) -> Iterator[Event]:
         nodes = scores.logits.shape[1]
         ended = time.perf_counter()
         yield Scored(step, tuple(row.index for row in rows), nodes, ended - began)
+        best = _best_tokens(rows, trees, scores)
         kept = []
         for place, (row, tree) in enumerate(zip(rows, trees, strict=True)):
             began = time.perf_counter()
             logits = scores.logits[place, : len(tree)]
-            laws = NodeLaws(row.request.sampler, tree, logits, row.buffer, row.length)
+            laws = NodeLaws(row.request.sampler, tree, logits, row.buffer, row.length, best[place])
             verdict = verifier(tree, laws, row.verifying)
             tokens = row.commit([*tree.tokens[list(verdict.path[1:])].tolist(), verdict.token])
             kept.append(verdict.path)
@@ -157,6 +159,25 @@ def _run(lm: CausalLM, rows: list[_Row], verifier: Verifier) -> Iterator[Event]:
             session.select(alive)
         rows = [rows[place] for place in alive]
         step += 1
+
+
+def _best_tokens(
+    rows: Sequence[_Row], trees: Sequence[TokenTree], scores: Scores
+) -> Sequence[Callable[[], list[int]] | None]:
+    """For each row what finds the likeliest tokens of its nodes, when the first row asks, for all rows at once.
+
+    That is one wait for a GPU instead of one for every row. On a CPU, rows of different trees do better by themselves.
+    """
+    if len(rows) == 1 or not all(row.request.sampler.is_argmax for row in rows):
+        return [None] * len(rows)
+    if not scores.logits.is_cuda and len({len(tree) for tree in trees}) > 1:
+        return [None] * len(rows)
+    found = functools.cache(functools.partial(likeliest, scores.logits))
+    return [functools.partial(_entry, found, place) for place in range(len(rows))]
+
+
+def _entry(found: Callable[[], list[list[int]]], place: int) -> list[int]:
+    return found()[place]
 
 
 def _prefill(session: Session, rows: Sequence[_Row]) -> Iterator[Event]:

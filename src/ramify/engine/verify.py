@@ -24,6 +24,7 @@ from ramify.engine.drawn import Drawn
 from ramify.engine.sampling import NodeLaws
 from ramify.engine.tree import TokenTree
 from ramify.errors import RamifyError
+from ramify.models.cache import send
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def _residual(law: Tensor, token: int, q: Tensor | None, weight: float = 1.0) ->
         rest = weight * law
         rest[token] = 0.0
         return rest
-    return (weight * law - q.to(law.device)).clamp_(min=0.0)
+    return (weight * law - send(q, law.device)).clamp_(min=0.0)
 
 
 def _coin(probability: float, generator: torch.Generator) -> bool:
@@ -257,4 +258,4 @@ def _coin(probability: float, generator: torch.Generator) -> bool:
 def _pick(law: Tensor, generator: torch.Generator) -> int:
     """A sample of ``law`` [V], normalised or not, by an exponential race; in float64, where no quotient underflows."""
     race = torch.empty(law.shape, dtype=torch.float64, device=generator.device).exponential_(generator=generator)
-    return int((law / race.to(law.device)).argmax())
+    return int((law / send(race, law.device)).argmax())

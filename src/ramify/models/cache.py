@@ -7,6 +7,7 @@ and what a rejected draft pushed out of a window could not be brought back.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ class RowCache(Cache):
 
     ``capacity``: slots to begin with; it doubles when they do not suffice. ``seen``: how many slots the layers hand
     out to the next forward pass; ``expect`` sets it to those in use, a forward pass may raise it up to ``capacity``.
+    ``joined``: [2 layers, B, heads, capacity, head size] when a forward pass lent the buffers, of which the layers' are
+    then views, keys and values in turn; None when they are the layers' own.
     """
 
     def __init__(self, layers: int, rows: int, capacity: int = 256) -> None:
@@ -27,6 +30,7 @@ class RowCache(Cache):
         self.capacity = capacity
         self.seen = 0
         self.slots: Tensor | None = None
+        self.joined: Tensor | None = None
         self.row_layers = [RowLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.row_layers))
 
@@ -35,11 +39,11 @@ class RowCache(Cache):
         end = max(self.lengths) + nodes
         if end > self.capacity:
             self.capacity = max(end, 2 * self.capacity)
+            self.joined = None
             for layer in self.row_layers:
                 layer.grow(self.capacity)
         if len(set(self.lengths)) > 1:
-            offsets = torch.tensor(self.lengths, device=device)[:, None]
-            self.slots = offsets + torch.arange(nodes, device=device)
+            self.slots = send(torch.tensor(self.lengths), device)[:, None] + torch.arange(nodes, device=device)
         else:
             self.slots = None
         self.seen = end
@@ -53,19 +57,30 @@ class RowCache(Cache):
             padded = [[*row, *range(len(row), widest)] for row in nodes]
             initialised = next(layer.keys for layer in self.row_layers if layer.keys is not None)
             device = initialised.device
-            base = torch.tensor(self.lengths, device=device)[:, None]
-            source = base + torch.tensor(padded, device=device)
+            base = send(torch.tensor(self.lengths), device)[:, None]
+            source = base + send(torch.tensor(padded), device)
             target = base + torch.arange(widest, device=device)
-            for layer in self.row_layers:
-                layer.move(source, target)
+            if self.joined is not None:
+                _move(self.joined, source, target)
+            else:
+                for layer in self.row_layers:
+                    layer.move(source, target)
         for row, kept in enumerate(nodes):
             self.lengths[row] += len(kept)
 
     def select(self, rows: Sequence[int]) -> None:
         """Fork, drop or reorder rows."""
         self.lengths = [self.lengths[row] for row in rows]
+        self.joined = None
         for layer in self.row_layers:
             layer.select(rows)
+
+    def occupy(self, buffers: Tensor) -> None:
+        """Move to ``buffers``, laid out like ``joined`` and no smaller than now, until it grows or ``select``s."""
+        buffers.zero_()
+        for layer, keys, values in zip(self.row_layers, buffers[0::2], buffers[1::2], strict=True):
+            layer.occupy(keys, values)
+        self.capacity, self.joined = buffers.shape[-2], buffers
 
 
 class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -77,7 +92,8 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def __init__(self, cache: RowCache) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.cache = cache
+        # Weak, so that the buffers are free again as soon as the session is, without waiting for a garbage collection.
+        self.cache: RowCache = weakref.proxy(cache)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def buffer(like: Tensor) -> Tensor:
@@ -111,22 +127,24 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             new[:, :, : old.shape[2]] = old
             setattr(self, name, new)
 
+    def occupy(self, keys: Tensor, values: Tensor) -> None:
+        """Move the entries into these zeroed buffers, which are no smaller."""
+        if self.keys is not None and self.values is not None:
+            keys[:, :, : self.keys.shape[2]] = self.keys
+            values[:, :, : self.values.shape[2]] = self.values
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+
     def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy slots ``source`` [B, n] to slots ``target`` [B, n]; gathered first, since they overlap."""
+        """Copy slots ``source`` [B, n] to slots ``target`` [B, n]."""
         for buffer in (self.keys, self.values):
-            if buffer is None:
-                continue
-            if source.shape[0] == 1:
-                buffer.index_copy_(2, target[0], buffer.index_select(2, source[0]))
-            else:
-                shape = (buffer.shape[0], buffer.shape[1], source.shape[1], buffer.shape[3])
-                moved = buffer.gather(2, source[:, None, :, None].expand(shape))
-                buffer.scatter_(2, target[:, None, :, None].expand(shape), moved)
+            if buffer is not None:
+                _move(buffer, source, target)
 
     def select(self, rows: Sequence[int]) -> None:
         if self.keys is None or self.values is None:
             return
-        index = torch.tensor(rows, device=self.keys.device)
+        index = send(torch.tensor(rows), self.keys.device)
         self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -137,3 +155,21 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def get_max_length(self) -> int:
         return -1
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without waiting for a GPU: CUDA has its own copy of pageable memory on return."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def _move(buffer: Tensor, source: Tensor, target: Tensor) -> None:
+    """In ``buffer`` [..., B, heads, capacity, size] copy slots ``source`` [B, n] to ``target`` [B, n].
+
+    Gathered first, since they overlap.
+    """
+    if source.shape[0] == 1:
+        buffer.index_copy_(-2, target[0], buffer.index_select(-2, source[0]))
+    else:
+        shape = (*buffer.shape[:-2], source.shape[1], buffer.shape[-1])
+        moved = buffer.gather(-2, source[:, None, :, None].expand(shape))
+        buffer.scatter_(-2, target[:, None, :, None].expand(shape), moved)

@@ -15,10 +15,11 @@ from ramify.models.calibrate import recall
 from ramify.models.forward import Forward
 from ramify.models.fused import Declined, FusedForward
 from ramify.models.probe import Truth, probe
+from ramify.models.static import StaticForward
 from ramify.models.weights import unavailable, weight_format
 
 DEMO = Path(__file__).parent / "demo"
-FORWARDS = ("transformers", "fused")
+FORWARDS = ("transformers", "fused", "static")
 
 
 @dataclass(eq=False, repr=False)
@@ -70,7 +71,7 @@ class CausalLM:
                     f"{self.name} was changed after its weights were converted; make changes before load(…), or load "
                     "it with weights='plain'"
                 )
-            same = "transformers" if self.forward.name == "transformers" else None
+            same = None if self.forward.name == "fused" else self.forward.name
             now = wrap(self.model, self.tokenizer, self.name, same)
             self.forward, self.trees, self.reason, self.notes = now.forward, now.trees, now.reason, now.notes
 
@@ -145,10 +146,12 @@ def load(
     from safetensors only.
 
     ``forward``: "fused" for the lean pass that serves the dense families of Llama's shape, "transformers" for the
-    model's own; None for the fused one wherever it knows the model and gives its logits. ``weights``: their format,
-    "plain", "packed" (same numbers, faster on CPUs), "int8" or "int4" (CPUs; another, rounded model: exactness is then
-    promised with respect to that one); None for "packed" where the machine has it. The weights of a model object are
-    left as they are unless a format is named; its linear layers are then replaced for good.
+    model's own; None for the fused one wherever it knows the model and gives its logits. "static" is the lean pass in
+    fixed shapes, which a GPU replays as one CUDA graph for every tree size; only when it is named, for it was not
+    measured there yet. ``weights``: their format, "plain", "packed" (same numbers, faster on CPUs), "int8" or "int4"
+    (CPUs; another, rounded model: exactness is then promised with respect to that one); None for "packed" where the
+    machine has it, and for "plain" under "static", which takes no other. The weights of a model object are left as they
+    are unless a format is named; its linear layers are then replaced for good.
 
     Raises ``RamifyError`` for a folder that holds no usable model, for pickled weights, for damaged files, for an
     unknown forward or format, and where a named one cannot be had.
@@ -210,9 +213,14 @@ def wrap(
             raise RamifyError(f"{weights} weights need the fused forward pass; leave out forward='transformers'")
         lm.notes.append("transformers' forward pass was asked for")
     else:
-        why = reason or _fuse(lm, truth, weights if weights or owned else "plain")
-        if why and (forward == "fused" or weights not in (None, "plain")):
-            raise RamifyError(f"{name} cannot run the fused forward pass: {why}; leave out forward and weights")
+        static = forward == "static"
+        if static and weights not in (None, "plain"):
+            raise RamifyError(f"the static forward pass takes plain weights, not {weights}; leave out weights")
+        why = reason or _fuse(lm, truth, weights if weights or (owned and not static) else "plain", static)
+        if why and (forward is not None or weights not in (None, "plain")):
+            raise RamifyError(
+                f"{name} cannot run the {forward or 'fused'} forward pass: {why}; leave out forward and weights"
+            )
         if why:
             lm.notes.append(f"no fused forward pass: {why}")
     if training:
@@ -220,8 +228,11 @@ def wrap(
     return lm
 
 
-def _fuse(lm: CausalLM, truth: Truth, weights: str | None) -> str:
-    """Give ``lm`` the fused forward pass over ``weights``, None for packed or plain; returns why not, else ""."""
+def _fuse(lm: CausalLM, truth: Truth, weights: str | None, static: bool) -> str:
+    """Give ``lm`` the fused forward pass over ``weights``, None for packed or plain; returns why not, else "".
+
+    ``static``: in fixed shapes.
+    """
     try:
         fused = FusedForward(lm.model)
     except Declined as declined:
@@ -235,8 +246,8 @@ def _fuse(lm: CausalLM, truth: Truth, weights: str | None) -> str:
     if why := unavailable(weights, fused.dtype, lm.device.type):
         raise RamifyError(f"{why}; load the model with weights='plain'")
     lm.notes.extend(fused.hold(weights))
-    lm.forward = fused
-    return ""
+    lm.forward = StaticForward(fused) if static else fused
+    return truth.refuses(lm.forward) if static else ""
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -276,6 +287,8 @@ def _load_model(
         )
     except SafetensorError as error:
         raise RamifyError(f"the weights in {place} are damaged ({error}); fetch or save the model again") from error
+    except ImportError as error:
+        raise RamifyError(f"{place} cannot be loaded as asked: {_first(error)}") from error
     except (OSError, ValueError, KeyError) as error:
         raise RamifyError(f"{place} holds no causal language model that can be loaded: {_first(error)}") from error
     model, found = loaded
@@ -309,6 +322,8 @@ def _check_folder(folder: Path) -> None:
 def _load_tokenizer(place: str | Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
+    if Path(place).is_dir() and not any(Path(place).glob(files) for files in ("*token*", "vocab*", "*.model")):
+        return None  # transformers would make up an empty one for some families
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError):
