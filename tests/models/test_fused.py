@@ -790,3 +790,19 @@ def test_a_loaded_model_says_how_it_runs():
     assert "fused, plain weights" in repr(load(loud("llama")))
     assert "transformers, plain weights" in repr(load(build("gpt2")))
     assert load(loud("llama")).context == CONTEXT
+
+
+@pytest.mark.parametrize("how", ["transformers", "fused"])
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_a_window_that_the_family_does_not_know_is_none(family: str, how: str):
+    """Configs carry ``sliding_window`` along where the modelling code ignores it; the text outgrows it."""
+    changed = build(family)
+    changed.config.sliding_window = WINDOW
+    tokens = text(3 * WINDOW, 5)
+    lm_ = load(changed, forward=how)
+    session = Session(lm_)
+    session.prefill([tokens[:-1]])
+    found = session.score(TokenTree.chain(tokens[-1:])).logits[0, 0]
+    with torch.no_grad():
+        expected = changed(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+    assert float((found - expected).abs().max()) < 1e-4 * float(expected.std())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,6 +276,12 @@ def ask_anew() -> Iterator[None]:
 def test_plain_is_available_everywhere():
     for dtype in (torch.float16, torch.float64):
         assert unavailable("plain", dtype, "cuda") == ""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors may lack the operators")
+def test_every_format_is_available_here():
+    """Or the tests of this file would skip each other unseen."""
+    assert {name: unavailable(name, torch.float32, "cpu") for name in FORMATS} == dict.fromkeys(FORMATS, "")
 
 
 @pytest.mark.parametrize("name", ["packed", "int8", "int4"])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160)
 PREFIX = 128  # cached tokens while measuring, where the context allows it
-WORTHWHILE = 0.03  # a smaller saving by padding is within what the clock cannot tell
+WORTHWHILE = 0.05  # a smaller saving by padding is within what the clock cannot tell
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ def cache_folder() -> Path:
 
 
 def _key(lm: CausalLM) -> str:
-    described = {k: v for k, v in lm.model.config.to_dict().items() if not k.startswith("_")}
+    bookkeeping = ("architectures", "dtype", "transformers_version")  # set when a model is saved
+    described = {k: v for k, v in lm.model.config.to_dict().items() if not k.startswith("_") and k not in bookkeeping}
     shape = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
     device = torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else lm.device.type
     kind = str(lm.dtype).removeprefix("torch.")

@@ -8,6 +8,7 @@ which one runs.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from ramify.models.cache import RowCache
+
+MASKER = "create_sliding_window_causal_mask"  # what transformers' modelling code imports where layers have windows
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class TransformersForward:
         self.mask_by_type = mask_by_type
         config = model.config.get_text_config(decoder=True)
         self.layer_types: tuple[str, ...] = tuple(getattr(config, "layer_types", None) or ())
-        self.window = sliding_window(config)
+        self.window = sliding_window(model)
         self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.dtype: torch.dtype = model.dtype
 
@@ -153,9 +156,14 @@ def _within_window(full: Tensor, nodes: Nodes, window: int, hidden: float) -> Te
     return local
 
 
-def sliding_window(config: Any) -> int | None:
+def sliding_window(model: Any) -> int | None:
     """The attention window in tokens if any layer of the model has one."""
+    config = model.config.get_text_config(decoder=True)
     window: int | None = getattr(config, "sliding_window", None)
+    # Configs carry the field along in families whose modelling code does not look at it.
+    code = sys.modules.get(type(model).__module__)
+    if code is not None and code.__name__.startswith("transformers.models.") and not hasattr(code, MASKER):
+        return None
     types = getattr(config, "layer_types", None)
     if getattr(config, "use_sliding_window", True) is False or (types and "sliding_attention" not in types):
         return None

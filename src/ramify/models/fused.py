@@ -6,8 +6,8 @@ Here a layer is two short functions over the same weights. What tells the famili
 loaded model: biases, head norms, norms behind a block, rotation tables, windows, soft caps. What the reader does not
 know declines the whole model, which then keeps transformers' forward.
 
-The order of operations and roundings is transformers' own, so in half precision too the logits agree to the last bit
-wherever the same kernels run (eager and sdpa attention alike).
+The order of operations and roundings is transformers' own, so with eager attention the logits agree to the last bit in
+half precision too, wherever the same kernels run; sdpa's kernels round by the number of slots, which differs.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class FusedForward:
         self.model = model
         self.dtype: torch.dtype = model.dtype
         self.weights = "plain"
-        self.window = sliding_window(config)
+        self.window = sliding_window(model)
         shifted = FAMILIES[config.model_type]
         decoder = model.model
         types = getattr(config, "layer_types", None) or [

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ from torch.nn import functional
 from ramify.errors import unknown
 
 GROUP = 64  # weights that share an int4 scale
-CHUNK = 4096  # outputs rounded at a time, which bounds the memory for it; a multiple of the operators' own blocks
+CHUNK = 1 << 20  # weights rounded at a time, which bounds the memory for it
+BLOCK = 64  # outputs that the operators lay out together
 
 
 class Product(ABC):
@@ -83,7 +85,7 @@ class Int8(Product):
         if weight.shape[1] % 16:
             # In bfloat16 the operator reads on behind the last whole block of 16, beyond the matrix.
             raise ValueError(f"int8 needs a multiple of 16 inputs, not {weight.shape[1]}")
-        scales, levels = zip(*map(self._rounded, torch.split(weight.detach(), CHUNK)), strict=True)
+        scales, levels = zip(*map(self._rounded, _chunks(weight)), strict=True)
         self.scale, self.weight, self.bias = torch.cat(scales), torch.cat(levels), bias
         self.nbytes = self.weight.nbytes + self.scale.nbytes
 
@@ -109,7 +111,7 @@ class Int4(Product):
         outputs, inputs = weight.shape
         if inputs % GROUP or outputs % 16:
             raise ValueError(f"int4 needs multiples of {GROUP} inputs and 16 outputs, not {inputs} and {outputs}")
-        scales, zeros, levels = zip(*map(self._rounded, torch.split(weight.detach(), CHUNK)), strict=True)
+        scales, zeros, levels = zip(*map(self._rounded, _chunks(weight)), strict=True)
         self.scale_and_zero = torch.stack([torch.cat(scales), torch.cat(zeros)], dim=2).transpose(0, 1).contiguous()
         self.levels, self.bias, self.inputs = torch.cat(levels), bias, inputs
         self.nbytes = self.levels.nbytes + self.scale_and_zero.nbytes
@@ -135,6 +137,12 @@ class Int4(Product):
 
     def dense(self) -> Tensor:
         return self._product(torch.eye(self.inputs, dtype=self.scale_and_zero.dtype)).T.contiguous()
+
+
+def _chunks(weight: Tensor) -> Sequence[Tensor]:
+    """``weight`` in pieces of whole blocks of outputs."""
+    outputs = max(1, CHUNK // (BLOCK * weight.shape[1])) * BLOCK
+    return torch.split(weight.detach(), outputs)
 
 
 FORMATS: dict[str, type[Product]] = {"plain": Plain, "packed": Packed, "int8": Int8, "int4": Int4}
