@@ -25,13 +25,20 @@ from ramify.models.weights import FORMATS, unavailable
 
 SOURCE = Path(module.__file__).parents[3]
 WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
-QUICK: dict[str, Any] = {"budget": 0.0, "rows": "1,2,4,8", "new_tokens": 4, "repeats": 1, "memory": False}
+QUICK: dict[str, Any] = {
+    "budget": 0.0,
+    "rows": "1,2,4,8",
+    "new_tokens": 4,
+    "repeats": 1,
+    "memory": False,
+    "device": "cpu",
+}
 
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAMIFY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "read_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(module, "read_bandwidth", lambda device: 1e10)
 
 
 @pytest.fixture
@@ -54,6 +61,15 @@ def said(outcome: Outcome) -> str:
 
 
 # ---------------------------------------------------------------- the whole
+
+
+def test_the_static_forward_is_measured_where_it_is_asked_for(saved: str):
+    outcome = run(model=saved, weights="plain", rows="1,3", static=True)
+    floors, greedy = outcome.tables[3:]
+    assert [row["configuration"] for row in floors.rows] == ["transformers", "fused plain", "static"]
+    assert floors.rows[1]["GB of weights read"] == floors.rows[2]["GB of weights read"]
+    assert greedy.rows[-1]["decoding"] == "static"
+    assert greedy.rows[-1]["equal to hf-greedy"] == "all"
 
 
 def test_every_configuration_is_measured(saved: str, tmp_path: Path):

@@ -17,6 +17,7 @@ from ramify.models.calibrate import PREFIX
 from ramify.models.causal import CausalLM, load
 from ramify.models.forward import Nodes
 from ramify.models.fused import FusedForward
+from ramify.models.static import StaticForward
 from ramify.models.weights import ROUNDED
 
 CAPACITY = 256  # cache slots that a session begins with
@@ -47,13 +48,16 @@ class Configuration:
     @torch.inference_mode()
     def run(self, rows: int) -> tuple[float, float]:
         """One pass over ``rows`` rows: wall and CPU seconds."""
-        length = self.cache.lengths[0]
-        tokens = torch.arange(1, rows + 1)[None] % self.lm.vocab_size
-        ancestors = torch.ones(1, rows, rows, dtype=torch.bool).tril_()
-        nodes = Nodes(tokens, torch.arange(length, length + rows)[None], [length], ancestors)
+        length, device = self.cache.lengths[0], self.lm.device
+        tokens = torch.arange(1, rows + 1, device=device)[None] % self.lm.vocab_size
+        positions = torch.arange(length, length + rows, device=device)[None]
+        ancestors = torch.ones(1, rows, rows, dtype=torch.bool, device=device).tril_()
+        nodes = Nodes(tokens, positions, [length], ancestors)
+        synchronize(device)
         wall, cpu = time.perf_counter(), time.process_time()
-        self.cache.expect(rows, self.lm.device)
+        self.cache.expect(rows, device)
         self.lm.forward(nodes, self.cache)
+        synchronize(device)
         return time.perf_counter() - wall, time.process_time() - cpu
 
     def time(self, place: int) -> None:
@@ -80,8 +84,9 @@ class Configuration:
 
         That table gives one row for each token. A head that is tied to it is read whole.
         """
-        if isinstance(self.lm.forward, FusedForward):
-            return self.lm.forward.nbytes
+        forward = self.lm.forward
+        if isinstance(forward, FusedForward | StaticForward):
+            return (forward.fused if isinstance(forward, StaticForward) else forward).nbytes
         table: Any = self.lm.model.get_input_embeddings().weight
         head: Any = self.lm.model.get_output_embeddings()
         return self.held - (0 if head is not None and head.weight is table else int(table.nbytes))
@@ -93,15 +98,27 @@ class Configuration:
         return sum(buffer.nbytes for buffer in buffers if buffer is not None) / self.cache.capacity
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def configurations(
-    source: str, dtype: str | None, attention: str | None, formats: Sequence[str], sizes: Sequence[int]
+    source: str,
+    dtype: str | None,
+    attention: str | None,
+    formats: Sequence[str],
+    sizes: Sequence[int],
+    device: str = "cpu",
+    static: bool = False,
 ) -> tuple[list[Configuration], list[str]]:
-    """``source`` under transformers' forward, then under the fused one over each of ``formats``, all on the CPU.
+    """``source`` under transformers' forward, then under the fused one over each of ``formats``, then ``static``.
 
     Also returns a sentence for each that is left out, with the reason: the model, the machine, or too little memory,
     for all of them stay in memory at once. Sizes that do not fit the context are left out as well.
     """
-    first = load(source, dtype=dtype, device="cpu", attention=attention, forward=TRANSFORMERS)
+    first = load(source, dtype=dtype, device=device, attention=attention, forward=TRANSFORMERS)
     first.require_trees("forward passes of several rows")
     prefix = min(PREFIX, first.context // 4)
     fitting = [size for size in sizes if prefix + size <= first.context]
@@ -111,8 +128,8 @@ def configurations(
     found = [Configuration.of(TRANSFORMERS, first, fitting, prefix)]
     kind, same = first.dtype, first.model.config._attn_implementation
     need = 2 * found[0].held  # the checkpoint, and what becomes of it
-    for weights in formats:
-        label = f"fused {weights}"
+    ways = [(f"fused {weights}", "fused", weights) for weights in formats] + [("static", "static", "plain")] * static
+    for label, forward, weights in ways:
         free = psutil.virtual_memory().available
         if free < need:
             notes.append(
@@ -120,7 +137,7 @@ def configurations(
             )
             continue
         try:
-            lm = load(source, dtype=kind, device="cpu", attention=same, forward="fused", weights=weights)
+            lm = load(source, dtype=kind, device=device, attention=same, forward=forward, weights=weights)
         except RamifyError as error:
             # What follows the last semicolon is advice for whoever called load.
             notes.append(f"{label} is left out: {str(error).rpartition(';')[0] or error}.")

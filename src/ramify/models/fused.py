@@ -313,7 +313,9 @@ class FusedForward:
         # As transformers counts them, the last layer's output is the one behind the final norm.
         states[len(self.attention)] = states[-1] = x
         if logits_at is not None:
-            x = x[:, list(logits_at)]
+            wanted = list(logits_at)
+            # The first few are a view; a list as index would be copied to the device, and waited for.
+            x = x[:, : len(wanted)] if wanted == list(range(len(wanted))) else x[:, wanted]
         logits = self.head(x)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap

@@ -54,16 +54,21 @@ def run(
     repeats: int = 5,
     memory: bool = True,
     threads: int = 1,
+    device: str | None = None,
+    static: bool | None = None,
 ) -> Outcome:
     """Costs by rows, floors, greedy decoding and memory: transformers' forward, and the fused one over ``weights``.
 
     ``shape``: a name in ``SHAPES`` for random weights (bfloat16 by default) in place of ``model``. ``budget``: seconds
     for the passes; at least three rounds are made. ``new_tokens``: of the greedy comparison, 0 for none, ``repeats``
-    times. ``memory``: also load every configuration in fresh processes.
+    times. ``memory``: also load every configuration in fresh processes (on a CPU). ``device``: by default a GPU if
+    there is one. ``static``: also the static forward; by default on a GPU only, which replays it as CUDA graphs.
     """
     sizes, formats = _sizes(rows), _formats(weights)
     if repeats < 1:
         raise RamifyError(f"repeats is {repeats}; a comparison needs at least 1")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    static = device != "cpu" if static is None else static
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -72,11 +77,13 @@ def run(
             if shape is not None:
                 source, dtype = str(Path(folder) / shape), dtype or "bfloat16"
                 random_model(shape, seed, dtype).save_pretrained(source)
-            found, notes = configurations(source, dtype, attention, formats, sizes)
+            found, notes = configurations(source, dtype, attention, formats, sizes, device, static)
             outcome = Outcome(notes=[note.replace(source, shape or model) for note in notes])
             first = found[0].lm
             kind, attention = str(first.dtype).removeprefix("torch."), first.model.config._attn_implementation
-            about = About(f"{shape or model}, {kind}, {attention} attention, {_threads(threads)}", threads)
+            about = About(
+                f"{shape or model}, {kind}, {attention} attention, {_place(device, threads)}", threads, device
+            )
             prompt = _prompt(first, seed)
             _passes(outcome, about, found, time_in_turn(found, budget))
             if new_tokens:
@@ -88,7 +95,7 @@ def run(
             outcome.notes.append(
                 f"All {len(found)} configurations were in memory at once: {resident:.2f} GB of this process."
             )
-            if memory:
+            if memory and device == "cpu":
                 place = str(DEMO) if source == "demo" else source
                 tokens = min(LOADED_TOKENS, first.context - len(prompt))
                 tasks = [
@@ -111,15 +118,16 @@ class About:
 
     what: str
     threads: int
+    device: str
 
     @property
     def clock(self) -> str:
-        return "CPU time" if self.threads == 1 else "wall time"
+        return "CPU time" if self.threads == 1 and self.device == "cpu" else "wall time"
 
 
 def _passes(outcome: Outcome, about: About, found: Sequence[Configuration], rounds: int) -> None:
     """Tables, chart and notes of what the passes cost; sets every model's row padding by them."""
-    bandwidth = read_bandwidth()
+    bandwidth = read_bandwidth(about.device)
     clock = about.clock
     wall = {one.label: CostCurve(one.label, one.sizes, one.wall) for one in found}
     cpu = {one.label: CostCurve(one.label, one.sizes, one.cpu) for one in found}
@@ -141,8 +149,8 @@ def _passes(outcome: Outcome, about: About, found: Sequence[Configuration], roun
     outcome.notes += [
         f"Least {clock} of {rounds} rounds of two passes, configurations and row counts in turn, behind "
         f"{found[0].cache.lengths[0]} cached tokens.",
-        f"Summing 1 GB with {_threads(about.threads)} reads {bandwidth / 1e9:.1f} GB/s here: the floors are the "
-        "weights at that rate.",
+        f"Summing 1 GB with {_place(about.device, about.threads)} reads {bandwidth / 1e9:.1f} GB/s here: the floors "
+        "are the weights at that rate.",
         *_cost_notes(curves, floors, clock),
     ]
 
@@ -276,5 +284,5 @@ def _gb(size: float) -> float:
     return size / 1e9
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread" + ("s" if count > 1 else "")
+def _place(device: str, threads: int) -> str:
+    return f"{threads} thread" + ("s" if threads > 1 else "") if device == "cpu" else device

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ramify.bench.configurations import synchronize
 from ramify.errors import RamifyError, unknown
 
 # Families and the settings that published configurations give them; contexts are cut, so that a cache stays small.
@@ -76,12 +77,14 @@ def random_model(shape: str, seed: int = 0, dtype: str = "float32") -> Any:
     return make(config, dtype=kind).eval()  # in its dtype at once: converting takes three times the memory
 
 
-def read_bandwidth() -> float:
+def read_bandwidth(device: str = "cpu") -> float:
     """Bytes per second that are read from memory, by as many threads as torch has: the best of seven sums over 1 GB."""
-    block = torch.ones(1 << 28)
+    block = torch.ones(1 << 28, device=device)
     best = float("inf")
     for _ in range(7):
+        synchronize(block.device)
         began = time.perf_counter()
         block.sum()
+        synchronize(block.device)
         best = min(best, time.perf_counter() - began)
     return block.numel() * block.element_size() / best
