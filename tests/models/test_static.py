@@ -178,7 +178,7 @@ def test_logits_and_states_are_those_of_the_fused_forward(
         for layer, state in expected.hidden.items():
             assert ours.hidden[layer].shape == state.shape
             close(ours.hidden[layer], state)
-    assert static.forward.prepared > 2  # more than the probe's
+    assert isinstance(static.forward, StaticForward)
 
 
 @pytest.mark.parametrize("window", [None, 1, 6, 40])

@@ -96,7 +96,7 @@ class Int8(Product):
         return scale, (weight.float() / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
 
     def __call__(self, x: Tensor) -> Tensor:
-        product = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)
+        product = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]).contiguous(), self.weight, self.scale)
         product = product.view(*x.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 
@@ -128,7 +128,7 @@ class Int4(Product):
         return scale, zero, packed
 
     def __call__(self, x: Tensor) -> Tensor:
-        product = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        product = self._product(x.reshape(-1, x.shape[-1]).contiguous()).view(*x.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 
     def _product(self, rows: Tensor) -> Tensor:
