@@ -11,7 +11,7 @@ import torch
 from ramify.engine.events import Accepted, Event
 from ramify.engine.request import Request
 from ramify.engine.result import Result
-from ramify.errors import RamifyError
+from ramify.errors import RamifyError, first_line
 from ramify.methods.base import Method, gather, request_of
 from ramify.methods.registry import create
 from ramify.models.causal import CausalLM, load
@@ -165,7 +165,7 @@ def _prepare_one(
     try:
         lm.model.generate(tensor, attention_mask=torch.ones_like(tensor), custom_generate=capture, **settings)
     except (ValueError, TypeError) as error:
-        raise RamifyError(str(error).strip().split("\n")[0]) from error
+        raise RamifyError(first_line(error)) from error
     config = captured["config"]
     if (config.num_beams or 1) > 1:
         raise RamifyError(f"num_beams={config.num_beams} asks for beam search, which is not what this method does")

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 from families import CONTEXT, FUSED, WINDOW, build, text
+from scenes import FORMS, SCENES, TREE, beyond_the_window, one_node, ragged
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from ramify.api import generate
-from ramify.engine.session import Scores, Session
-from ramify.engine.tree import TokenTree, TreeShape
+from ramify.engine.session import Session
+from ramify.engine.tree import TokenTree
 from ramify.errors import RamifyError
 from ramify.models import fused as module
 from ramify.models.cache import RowCache
@@ -31,10 +32,6 @@ CLOSE = 2e-5  # in standard deviations
 LAYERS = 3
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 EVERY = [0, 1, 2, LAYERS, -1]
-# Gemma 2 has no sdpa: it caps its attention scores.
-FORMS = [(family, attention) for family in FUSED for attention in ("eager", "sdpa") if (family, attention) != ("gemma2", "sdpa")]  # fmt: skip # noqa: E501
-SHAPE = TreeShape.of([-1, 0, 0, 1, 1, 2, 3, 5])
-TREE = TokenTree(torch.tensor(text(8, 5)), SHAPE)
 LONG = text(70, 4)
 
 needs_packed = pytest.mark.skipif(
@@ -98,78 +95,6 @@ def path(tree: TokenTree, node: int) -> list[int]:
 # ---- the families as they are ----
 
 
-def chain(lm: CausalLM) -> list[Scores]:
-    session = Session(lm)
-    first = session.score(TokenTree.chain(text(9)), hidden_layers=EVERY)
-    session.keep([range(9)])
-    return [first, session.score(TokenTree.chain(text(9, 1)), hidden_layers=EVERY)]
-
-
-def tree(lm: CausalLM) -> list[Scores]:
-    session = Session(lm)
-    first = session.score(TREE, hidden_layers=EVERY)
-    session.prefill([text(5)])
-    return [first, session.score(TREE, hidden_layers=EVERY)]
-
-
-def one_node(lm: CausalLM) -> list[Scores]:
-    """With and without a mask: the window is outgrown on the way."""
-    session = Session(lm)
-    found = []
-    for token in text(WINDOW + 4):
-        found.append(session.score(TokenTree.chain([token]), hidden_layers=EVERY))
-        session.keep([[0]])
-    return found
-
-
-def rollback(lm: CausalLM) -> list[Scores]:
-    session = Session(lm, capacity=4)
-    session.prefill([text(7)])
-    session.score(TREE)
-    session.keep([SHAPE.path(6)])
-    found = [session.score(TREE, hidden_layers=EVERY)]
-    session.keep([SHAPE.path(7)])
-    session.truncate([9])
-    return [*found, session.score(TREE, hidden_layers=EVERY)]
-
-
-def ragged(lm: CausalLM) -> list[Scores]:
-    session = Session(lm, 3)
-    session.prefill([text(14, 1), text(3, 2), text(23, 3)], chunk=5)
-    trees = [TREE, TokenTree.chain([1, 2]), TokenTree.chain([5])]
-    found = [session.score(trees, hidden_layers=EVERY)]
-    session.keep([SHAPE.path(4), [0], [0]])
-    session.select([2, 0, 0, 1])
-    return [*found, session.score([TokenTree.chain([3]), TREE, TREE, TREE], hidden_layers=EVERY)]
-
-
-def beyond_the_window(lm: CausalLM) -> list[Scores]:
-    """Two interleaved branches, so that a node's slot says nothing about its position."""
-    parents = [-1, -1, *range(2 * WINDOW + 6)]
-    deep = TokenTree(torch.tensor(text(len(parents), 9)), TreeShape.of(parents))
-    session = Session(lm)
-    session.prefill([text(2 * WINDOW + 3)])
-    return [session.score(deep, hidden_layers=EVERY)]
-
-
-def soft(lm: CausalLM) -> list[Scores]:
-    session = Session(lm)
-    session.prefill([text(14)])
-    embeddings = torch.randn(8, 32, generator=torch.Generator().manual_seed(3))
-    soft = torch.tensor([True, False] * 4)
-    return [session.score(TokenTree(TREE.tokens, SHAPE, {}, embeddings, soft), hidden_layers=EVERY)]
-
-
-def some_logits(lm: CausalLM) -> list[Scores]:
-    session = Session(lm, 2)
-    session.prefill([text(9), text(12)])
-    found = [session.score([TREE, TREE], logits_at=[6, 0, 3], hidden_layers=[-1])]
-    return [*found, session.score([TREE, TREE], logits_at=[7], hidden_layers=[1])]
-
-
-CASES = [chain, tree, one_node, rollback, ragged, beyond_the_window, soft, some_logits]
-
-
 def test_every_family_is_here():
     assert {build(family).config.model_type for family in FUSED} == set(module.FAMILIES)
 
@@ -177,7 +102,7 @@ def test_every_family_is_here():
 @pytest.mark.parametrize(("family", "attention"), FORMS)
 def test_what_transformers_gives(family: str, attention: str):
     fused, own = pair(family, attention)
-    for case in CASES:
+    for case in SCENES:
         for found, expected in zip(case(fused), case(own), strict=True):
             close(found.logits, expected.logits)
             assert list(found.hidden) == list(expected.hidden)
@@ -238,7 +163,7 @@ def test_bfloat16(family: str, attention: str):
     """
     fused, own = pair(family, attention, torch.bfloat16)
     tolerance = 0.0 if native_bfloat16() and attention == "eager" else 0.1
-    for case in CASES:
+    for case in SCENES:
         for found, expected in zip(case(fused), case(own), strict=True):
             close(found.logits, expected.logits, tolerance)
             for layer, states in expected.hidden.items():

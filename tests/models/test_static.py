@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FUSED, WINDOW, build, lm, model, text
+from families import FUSED, build, lm, model, text
+from scenes import FORMS, SCENES, SHAPE, TREE
 from torch import Tensor
 
 from ramify.api import generate
@@ -25,10 +26,6 @@ from ramify.models.probe import Truth
 from ramify.models.static import BEGINNING, SIZES, SLOTS, StaticForward, visible
 
 CLOSE = 1e-5
-EVERY = [0, 1, 2, -1]
-FORMS = [(family, how) for family in FUSED for how in ("eager", "sdpa") if (family, how) != ("gemma2", "sdpa")]
-SHAPE = TreeShape.of([-1, 0, 0, 1, 1, 2, 3, 5])
-TREE = TokenTree(torch.tensor(text(8, 5)), SHAPE)
 
 
 class Counter:
@@ -65,22 +62,6 @@ def close(actual: Tensor, expected: Tensor) -> None:
 # ---- the same numbers ----
 
 
-def chain(lm: CausalLM) -> list[Scores]:
-    session = Session(lm)
-    first = session.score(TokenTree.chain(text(9)), hidden_layers=EVERY)
-    session.keep([range(9)])
-    return [first, session.score(TokenTree.chain(text(9, 1)), hidden_layers=EVERY)]
-
-
-def one_node(lm: CausalLM) -> list[Scores]:
-    session = Session(lm)
-    found = []
-    for token in text(WINDOW + 4):
-        found.append(session.score(TokenTree.chain([token]), hidden_layers=EVERY))
-        session.keep([[0]])
-    return found
-
-
 def trees_of_many_sizes(lm: CausalLM) -> list[Scores]:
     """What one step leaves in the input buffers must not reach the next."""
     session = Session(lm)
@@ -96,63 +77,6 @@ def trees_of_many_sizes(lm: CausalLM) -> list[Scores]:
     return [session.score(TokenTree(torch.tensor(text(len(shape), 3)), shape), hidden_layers=[1]) for shape in shapes]
 
 
-def rollback(lm: CausalLM) -> list[Scores]:
-    session = Session(lm, capacity=4)
-    session.prefill([text(7)])
-    session.score(TREE)
-    session.keep([SHAPE.path(6)])
-    found = [session.score(TREE, hidden_layers=EVERY)]
-    session.keep([SHAPE.path(7)])
-    session.truncate([9])
-    return [*found, session.score(TREE, hidden_layers=EVERY)]
-
-
-def ragged(lm: CausalLM) -> list[Scores]:
-    session = Session(lm, 3)
-
-    def score(trees: list[TokenTree]) -> Scores:
-        scores = session.score(trees, hidden_layers=EVERY)
-        for row, tree in enumerate(trees):  # what follows a row's own nodes means nothing
-            with torch.inference_mode():
-                for given in (scores.logits, *scores.hidden.values()):
-                    given[row, len(tree) :] = 0.0
-        return scores
-
-    session.prefill([text(14, 1), text(3, 2), text(23, 3)], chunk=5)
-    found = [score([TREE, TokenTree.chain([1, 2]), TokenTree.chain([5])])]
-    session.keep([SHAPE.path(4), [0], [0]])
-    session.select([2, 0, 0, 1])
-    found.append(score([TokenTree.chain([3]), TREE, TREE, TREE]))
-    session.keep([[0], SHAPE.path(7), SHAPE.path(3), [0]])
-    return [*found, score([TREE] * 4)]
-
-
-def beyond_the_window(lm: CausalLM) -> list[Scores]:
-    """Two interleaved branches, so that a node's slot says nothing about its position."""
-    parents = [-1, -1, *range(2 * WINDOW + 6)]
-    deep = TokenTree(torch.tensor(text(len(parents), 9)), TreeShape.of(parents))
-    session = Session(lm)
-    session.prefill([text(WINDOW + 3)])
-    return [session.score(deep, hidden_layers=EVERY)]
-
-
-def soft(lm: CausalLM) -> list[Scores]:
-    embeddings = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
-    marks = torch.tensor([False, True, True, False] * 2)
-    session = Session(lm)
-    session.prefill([text(5)])
-    return [
-        session.score(TokenTree(TREE.tokens, SHAPE, {}, embeddings, marks), hidden_layers=EVERY),
-        session.score(TREE),
-    ]
-
-
-def some_logits(lm: CausalLM) -> list[Scores]:
-    session = Session(lm)
-    session.prefill([text(5)])
-    return [session.score(TREE, logits_at=wanted) for wanted in ([0], [0, 1, 2], [3, 7, 1])]
-
-
 def larger_than_any_size(lm: CausalLM) -> list[Scores]:
     session = Session(lm)
     first = session.score(TokenTree.chain(text(SIZES[5] + 1)), hidden_layers=[1])
@@ -160,12 +84,9 @@ def larger_than_any_size(lm: CausalLM) -> list[Scores]:
     return [first, session.score(TREE)]
 
 
-SCENES = (
-    chain, one_node, trees_of_many_sizes, rollback, ragged, beyond_the_window, soft, some_logits, larger_than_any_size
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+@pytest.mark.parametrize(
+    "scene", [*SCENES, trees_of_many_sizes, larger_than_any_size], ids=lambda scene: scene.__name__
+)
 @pytest.mark.parametrize(("family", "attention"), FORMS)
 def test_logits_and_states_are_those_of_the_fused_forward(
     family: str, attention: str, scene: Callable[[CausalLM], list[Scores]]

@@ -13,7 +13,7 @@ from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
 from ramify.models.cache import RowCache, send
 from ramify.models.causal import CausalLM
-from ramify.models.forward import Nodes
+from ramify.models.forward import Nodes, nodes_at
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class _PlainCache:
         outputs = [self._step(part, bool(nodes.hidden_layers)) for part in parts]
         logits = torch.cat([output.logits for output in outputs], dim=1)
         if nodes.logits_at is not None:
-            logits = logits[:, list(nodes.logits_at)]
+            logits = nodes_at(logits, nodes.logits_at)
         hidden = {
             layer: torch.cat([output.hidden_states[layer] for output in outputs], dim=1)
             for layer in nodes.hidden_layers

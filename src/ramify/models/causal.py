@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from ramify.errors import RamifyError, unknown
+from ramify.errors import RamifyError, first_line, unknown
 from ramify.models.calibrate import recall
 from ramify.models.forward import Forward
-from ramify.models.fused import Declined, FusedForward
+from ramify.models.fused import FusedForward
 from ramify.models.probe import Truth, probe
+from ramify.models.projection import Declined
 from ramify.models.static import StaticForward
 from ramify.models.weights import unavailable, weight_format
 
@@ -148,10 +149,10 @@ def load(
     ``forward``: "fused" for the lean pass that serves the dense families of Llama's shape, "transformers" for the
     model's own; None for the fused one wherever it knows the model and gives its logits. "static" is the lean pass in
     fixed shapes, which a GPU replays as one CUDA graph for every tree size; only when it is named, for it was not
-    measured there yet. ``weights``: their format, "plain", "packed" (same numbers, faster on CPUs), "int8" or "int4"
-    (CPUs; another, rounded model: exactness is then promised with respect to that one); None for "packed" where the
-    machine has it, and for "plain" under "static", which takes no other. The weights of a model object are left as they
-    are unless a format is named; its linear layers are then replaced for good.
+    measured there yet. ``weights``: their format, "plain", "packed" (the same weights, faster on CPUs), "int8" or
+    "int4" (CPUs; another, rounded model: exactness is then promised with respect to that one); None for "packed" where
+    the machine has it, and for "plain" under "static", which takes no other. The weights of a model object are left as
+    they are unless a format is named; its linear layers are then replaced for good.
 
     Raises ``RamifyError`` for a folder that holds no usable model, for pickled weights, for damaged files, for an
     unknown forward or format, and where a named one cannot be had.
@@ -240,10 +241,10 @@ def _fuse(lm: CausalLM, truth: Truth, weights: str | None, static: bool) -> str:
     why = truth.refuses(fused)
     if why:
         return why
-    if weights is None and unavailable("packed", fused.dtype, lm.device.type):
-        weights = "plain"
-    weights = weights or "packed"
-    if why := unavailable(weights, fused.dtype, lm.device.type):
+    why = unavailable(weights or "packed", fused.dtype, lm.device.type)
+    if weights is None:
+        weights = "plain" if why else "packed"
+    elif why:
         raise RamifyError(f"{why}; load the model with weights='plain'")
     lm.notes.extend(fused.hold(weights))
     lm.forward = StaticForward(fused) if static else fused
@@ -288,9 +289,9 @@ def _load_model(
     except SafetensorError as error:
         raise RamifyError(f"the weights in {place} are damaged ({error}); fetch or save the model again") from error
     except ImportError as error:
-        raise RamifyError(f"{place} cannot be loaded as asked: {_first(error)}") from error
+        raise RamifyError(f"{place} cannot be loaded as asked: {first_line(error)}") from error
     except (OSError, ValueError, KeyError) as error:
-        raise RamifyError(f"{place} holds no causal language model that can be loaded: {_first(error)}") from error
+        raise RamifyError(f"{place} holds no causal language model that can be loaded: {first_line(error)}") from error
     model, found = loaded
     _check_weights(place, found)
     return model
@@ -328,7 +329,3 @@ def _load_tokenizer(place: str | Path, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _first(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

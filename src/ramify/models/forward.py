@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ramify.models.cache import RowCache
+from ramify.models.cache import RowCache, send
 
 MASKER = "create_sliding_window_causal_mask"  # what transformers' modelling code imports where layers have windows
 
@@ -99,7 +99,7 @@ class TransformersForward:
         output = self.model(**inputs)
         logits = output.logits
         if nodes.logits_at is not None and not self.takes_logits_to_keep:
-            logits = logits[:, list(nodes.logits_at)]
+            logits = nodes_at(logits, nodes.logits_at)
         return logits, {layer: output.hidden_states[layer] for layer in nodes.hidden_layers}
 
     def current(self) -> bool:
@@ -117,6 +117,13 @@ class TransformersForward:
             return None
         full, local = masks
         return {"full_attention": full, "sliding_attention": local} if self.mask_by_type else local
+
+
+def nodes_at(x: Tensor, wanted: Sequence[int]) -> Tensor:
+    """The ``wanted`` nodes of x [B, N, …], without waiting for a GPU; the first few are a view."""
+    if list(wanted) == list(range(len(wanted))):
+        return x[:, : len(wanted)]
+    return x[:, send(torch.tensor(wanted), x.device)]
 
 
 def attention_masks(

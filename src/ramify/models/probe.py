@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ramify.errors import first_line
 from ramify.models.cache import RowCache
 from ramify.models.forward import Forward, Nodes, TransformersForward
 
@@ -70,7 +71,7 @@ def probe(model: Any, truth: Truth) -> tuple[TransformersForward, str]:
         try:
             gap = truth.gap(forward)
         except (ValueError, RuntimeError, TypeError, AttributeError, IndexError, KeyError) as error:
-            reasons.append(f"its forward pass takes no tree mask ({_first(error)})")
+            reasons.append(f"its forward pass takes no tree mask ({first_line(error)})")
             continue
         if gap <= _tolerance(model.dtype):
             return forward, ""
@@ -109,7 +110,3 @@ def _probe_tokens(model: Any) -> Tensor:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     tokens: Tensor = torch.arange(1, 1 + len(_PROBE_DEPTH)) * 7919 % vocabulary
     return tokens.to(model.get_input_embeddings().weight.device)
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

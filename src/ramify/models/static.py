@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ramify.models.cache import RowCache, send
-from ramify.models.forward import Nodes
+from ramify.models.forward import Nodes, nodes_at
 from ramify.models.fused import FusedForward
 
 # Nodes of a step: what lies between two sizes is padded to the larger one.
@@ -86,10 +86,7 @@ class StaticForward:
             step.capture(self._pool)
         logits, *states = [output[:, :count] for output in step.run()]
         if nodes.logits_at is not None:
-            wanted = list(nodes.logits_at)
-            # A list as index would be copied to the device; the first few nodes are a view.
-            first = wanted == list(range(len(wanted)))
-            logits = logits[:, : len(wanted)] if first else logits[:, send(torch.tensor(wanted), x.device)]
+            logits = nodes_at(logits, nodes.logits_at)
         if step.graph is not None:  # whose next replay writes over its outputs
             logits, states = logits.clone(), [state.clone() for state in states]
         known = {0: x, **dict(zip(layers, states, strict=True))}

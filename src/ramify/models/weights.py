@@ -4,8 +4,10 @@
 |---|---|---|---|
 | plain | as loaded | everywhere | the matrix as transformers keeps it |
 | packed | as loaded | CPU | oneDNN's own blocked layout, laid out once instead of for every product |
-| int8 | 8 | CPU | one scale for each output; fastest for a single row of wide matrices |
-| int4 | 4 | CPU | a scale and a zero for 64 weights; fastest for few rows |
+| int8 | 8 | CPU | half the memory of bfloat16; one scale for each output |
+| int4 | 4 | CPU | a quarter of it; a scale and a zero for 64 weights |
+
+The rounded ones are cheap for single rows and grow with every row more; ``ramify bench forward`` says where each pays.
 
 All but "plain" use operators that PyTorch ships but does not document, so a format is used only after it computed a
 small product right on this machine (``unavailable``).
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ramify.errors import unknown
+from ramify.errors import first_line, unknown
 
 GROUP = 64  # weights that share an int4 scale
 CHUNK = 1 << 20  # weights rounded at a time, which bounds the memory for it
@@ -29,7 +31,10 @@ BLOCK = 64  # outputs that the operators lay out together
 
 
 class Product(ABC):
-    """``x`` [..., in] times the transpose of a matrix [out, in], plus a bias. ``nbytes``: memory the matrix takes."""
+    """``x`` [..., in] times the transpose of a matrix [out, in], plus a bias [out].
+
+    ``nbytes``: memory the matrix takes. Raises ``ValueError`` for a matrix of a shape that the format cannot hold.
+    """
 
     nbytes: int
 
@@ -174,14 +179,10 @@ def unavailable(name: str, dtype: torch.dtype, device: str) -> str:
         product = FORMATS[name](weight, bias)
         found, held = product(x).double(), product.dense().double()
     except (RuntimeError, AttributeError, NotImplementedError, ValueError) as error:
-        return f"{name} weights in {str(dtype).removeprefix('torch.')} do not run on this machine ({_first(error)})"
+        return f"{name} weights in {str(dtype).removeprefix('torch.')} do not run on this machine ({first_line(error)})"
     expected = x.double() @ held.T + bias.double()
     half = dtype not in (torch.float32, torch.float64)
     # Written so that a difference that is no number is a reason as well.
     if not float((found - expected).abs().max() / expected.std()) <= (0.05 if half else 1e-4):
         return f"{name} weights compute wrong products on this machine"
     return ""
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
