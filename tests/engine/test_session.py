@@ -194,7 +194,7 @@ def test_chunks_make_no_difference(family: str):
         seen.append(session.score([TREE] * 3).logits)
     for other in seen[1:]:
         close(other, seen[0])
-    check(family, Scores(seen[0], range(8), {}), [TREE] * 3, texts)
+    check(family, Scores(seen[0], range(8), {}, None, 8), [TREE] * 3, texts)
 
 
 def test_prefill_shows_every_token_with_the_logits_after_it():
@@ -203,7 +203,9 @@ def test_prefill_shows_every_token_with_the_logits_after_it():
     tokens: list[list[int]] = [[], []]
     logits: list[list[Tensor]] = [[], []]
 
-    def observe(row: int, part: list[int], after: Tensor) -> None:
+    def observe(row: int, part: list[int], after: Tensor | None, hidden: dict[int, Tensor]) -> None:
+        assert after is not None
+        assert not hidden
         tokens[row] += part
         logits[row] += [after]
 
@@ -282,7 +284,7 @@ def test_soft_rows_beside_hard_rows():
     embeddings = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
     soft = TokenTree(torch.tensor([0, 0]), TreeShape.chain(2), {}, embeddings, torch.ones(2) > 0)
     scores = session.score([TREE, soft]).logits
-    check("qwen2", Scores(scores[:1], range(8), {}), [TREE], [text(5)])
+    check("qwen2", Scores(scores[:1], range(8), {}, None, 8), [TREE], [text(5)])
     inputs = torch.cat([model("qwen2").get_input_embeddings()(torch.tensor(text(8))), embeddings])
     with torch.no_grad():
         close(scores[1, 1], model("qwen2")(inputs_embeds=inputs[None]).logits[0, -1])

@@ -218,7 +218,7 @@ def test_the_last_of_equal_tokens_wins():
     logits = torch.tensor([ranking(1, 2), ranking(3, 4), ranking(5, 6), ranking(8, 9), ranking(10, 11)])
     recycler.observe(outcome([5, 7, 5, 7, 5], logits))
     assert recycler.matrix[[5, 7]].tolist() == [[10, 11], [8, 9]]
-    recycler.observe_prompt([7, 7], logits[:2])
+    recycler.observe_prompt([7, 7], logits[:2], {})
     assert recycler.matrix[[5, 7]].tolist() == [[10, 11], [3, 4]]
 
 

@@ -189,7 +189,7 @@ def test_a_cache_that_grows_is_compiled_for_once_more() -> None:
 def test_prompts_prepare_nothing() -> None:
     lm, counter = counted()
     Session(lm).prefill([text(100)])
-    Session(lm).prefill([text(60)], observe=lambda row, tokens, logits: None)
+    Session(lm).prefill([text(60)], observe=lambda row, tokens, logits, hidden: None)
     Session(lm).prefill([text(60)], chunk=BEGINNING + 4)
     assert counter.graphs == 0
 

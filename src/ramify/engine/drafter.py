@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,28 +34,52 @@ class Outcome:
     """What became of a draft.
 
     ``tree``: what was scored, node 0 being the formerly pending token. ``logits``: [N, V] of its nodes. ``path``:
-    accepted nodes, node 0 first. ``tokens``: newly committed ids.
+    accepted nodes, node 0 first. ``tokens``: newly committed ids, the target's own one last (unless the sequence ended
+    before it). ``hidden``: by layer, [N, D], the states that the drafter asked for. ``ghosts``: [G, V], logits of the
+    tree's ghost nodes.
+
+    ``mine``: where the drafter's own nodes are in ``tree``, node 0 first; None when all of them are. In a union of
+    drafters the tree also holds what others proposed, and the path may lead through it.
     """
 
     tree: TokenTree
     logits: Tensor
     path: Sequence[int]
     tokens: Sequence[int]
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    ghosts: Tensor | None = None
+    mine: Sequence[int] | None = None
+
+    @property
+    def drafted(self) -> int:
+        """How many nodes the drafter itself proposed."""
+        return len(self.tree if self.mine is None else self.mine) - 1
+
+    @property
+    def accepted(self) -> int:
+        """How many of these were accepted."""
+        return len(self.path if self.mine is None else set(self.path) & set(self.mine)) - 1
 
 
 class Drafter:
     """A drafter of one sequence; the base class proposes nothing and learns nothing.
 
-    ``wants_prompt_logits``: whether ``observe_prompt`` is to be called while the prompt is read.
+    ``wants_prompt_logits``: whether ``observe_prompt`` is to be called with logits while the prompt is read.
+    ``hidden_layers``: layers of the target whose states it wants, of the prompt and of every scored tree; 0 =
+    embeddings, −1 = what the head sees.
     """
 
     wants_prompt_logits = False
+    hidden_layers: Sequence[int] = ()
 
     def start(self, prompt: Sequence[int]) -> None:
         """Begin a sequence with these prompt ids."""
 
-    def observe_prompt(self, tokens: list[int], logits: Tensor) -> None:
-        """Prompt tokens [n] as they are read, with the logits [n, V] after each."""
+    def observe_prompt(self, tokens: list[int], logits: Tensor | None, hidden: Mapping[int, Tensor]) -> None:
+        """Prompt tokens [n] as they are read (all but the last, which is pending).
+
+        With the logits [n, V] after each where they are wanted, and by layer the wanted states [n, D].
+        """
 
     def draft(self, context: Context) -> TokenTree:
         """Propose a tree below the pending token; an empty one means plain decoding for this step."""

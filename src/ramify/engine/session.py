@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,16 @@ class Scores:
     """What one forward pass gave.
 
     ``logits``: [B, K, V] in the model's dtype, for the K nodes in ``nodes`` (all N by default). ``hidden``: by layer,
-    [B, N, D]. Rows with fewer nodes than N are padded at the end; their last entries mean nothing.
+    [B, N, D]. ``ghosts``: logits [B, G, V] of the trees' ghost nodes, None where they have none. Rows with fewer nodes
+    or ghosts than others are padded at the end; their last entries mean nothing. ``rows_run``: nodes that the pass
+    evaluated in every row, ghosts and padding included.
     """
 
     logits: Tensor
     nodes: Sequence[int]
     hidden: dict[int, Tensor]
+    ghosts: Tensor | None
+    rows_run: int
 
 
 class Session:
@@ -38,16 +42,28 @@ class Session:
     A model that cannot score trees (``lm.trees`` is False) gets a session of one row over transformers' own cache,
     where only chains can be scored and all their nodes must be kept.
 
+    ``first``, ``last``: a session over the layers behind layer ``first`` up to layer ``last`` only. With ``first``
+    above 0 it reads the states that leave layer ``first`` instead of tokens; its head, behind the final norm, reads
+    what leaves ``last``. Sessions over consecutive ranges are together the whole model, each with a length of its own:
+    what left early enters the deeper ones when it is needed there.
+
     Passes run in inference mode: to train on logits or hidden states, clone them first.
     """
 
-    def __init__(self, lm: CausalLM, rows: int = 1, capacity: int = 256) -> None:
+    def __init__(
+        self, lm: CausalLM, rows: int = 1, capacity: int = 256, *, first: int = 0, last: int | None = None
+    ) -> None:
         if rows < 1:
             raise RamifyError(f"a session needs at least one row, got {rows}")
+        if not 0 <= first < (lm.layers if last is None else last) <= lm.layers:
+            raise RamifyError(f"layers {first} to {last} are no range of the {lm.layers} layers of {lm.name}")
         lm.refresh()
         if not lm.trees and rows > 1:
             lm.require_trees("several rows at once")
+        if first > 0 or last is not None:
+            lm.require_trees("some of its layers only")
         self.lm = lm
+        self.first, self.last = first, last
         self._cache = RowCache(lm.layers, rows, capacity)
         self._plain: _PlainCache | None = None if lm.trees else _PlainCache(lm)
         self._pending: list[int] | None = None
@@ -68,11 +84,13 @@ class Session:
         *,
         logits_at: Sequence[int] | None = None,
         hidden_layers: Sequence[int] = (),
+        states: Tensor | None = None,
     ) -> Scores:
         """One forward pass over the nodes of ``trees`` (one for each row, or one for a single row).
 
         Each node sees its row's cached text and its own ancestors. ``logits_at``: the nodes whose logits are wanted
         (default all). ``hidden_layers``: layers whose hidden states are wanted; 0 = embeddings, −1 = before the head.
+        ``states``: [B, N, D], what enters a session that does not begin with the first layer; tokens mean nothing then.
         Raises ``RamifyError`` for tokens outside the vocabulary and for text beyond the model's context.
         """
         rows = [trees] if isinstance(trees, TokenTree) else list(trees)
@@ -82,10 +100,20 @@ class Session:
             raise RamifyError("an empty tree cannot be scored; plain decoding scores the pending token alone")
         for tree, length in zip(rows, self._cache.lengths, strict=True):
             self._check(tree, length)
+        if (states is None) != (self.first == 0):
+            raise RamifyError("states enter a session that begins behind the first layer, and no other")
         count = max(map(len, rows))
-        padded = self._padded(count)
+        nodes_named = range(count) if logits_at is None else logits_at
+        if any(tree.ghosts is not None for tree in rows):
+            self._pending = None
+            scores = self._score_ghosts(rows, count, nodes_named, hidden_layers)
+            self._pending = [len(tree) for tree in rows]
+            return scores
+        padded = count if states is not None else self._padded(count)
         wanted = range(count) if logits_at is None and padded > count else logits_at
         nodes = self._gather(rows, padded, wanted, hidden_layers)
+        if states is not None:
+            nodes = replace(nodes, embeddings=states)
         if self._plain is not None and self._pending is not None:
             self.lm.require_trees("a rollback")
         if self._plain is not None:
@@ -95,7 +123,7 @@ class Session:
             logits, hidden = self.lm.forward(nodes, self._cache)
         self._pending = [len(tree) for tree in rows]
         hidden = {layer: state[:, :count] for layer, state in hidden.items()}
-        return Scores(logits, range(count) if logits_at is None else logits_at, hidden)
+        return Scores(logits, nodes_named, hidden, None, padded)
 
     @torch.inference_mode()
     def keep(self, nodes: Sequence[Sequence[int]]) -> None:
@@ -137,23 +165,26 @@ class Session:
         texts: Sequence[Sequence[int]],
         *,
         chunk: int = 512,
-        observe: Callable[[int, list[int], Tensor], None] | None = None,
+        observe: Callable[[int, list[int], Tensor | None, dict[int, Tensor]], None] | None = None,
+        logits: bool = True,
+        hidden_layers: Sequence[int] = (),
     ) -> int:
         """Append the tokens ``texts[r]`` to every row, ``chunk`` at a time; returns the number of forward passes.
 
-        ``observe(row, tokens, logits)`` receives every token with the logits [n, V] that follow it; without it no
-        logits beyond one row are computed.
+        ``observe(row, tokens, logits, hidden)`` receives every token with the logits [n, V] that follow it, if
+        ``logits``, and the states [n, D] of ``hidden_layers``; without it no logits beyond one row are computed.
         """
         calls = 0
         for start in range(0, max(map(len, texts)), chunk):
             parts = [list(text[start : start + chunk]) for text in texts]
             # A finished row repeats a token that is then not kept: every row needs a node.
             trees = [TokenTree.chain(part or [0]) for part in parts]
-            scores = self.score(trees, logits_at=None if observe else [0])
+            scores = self.score(trees, logits_at=None if observe and logits else [0], hidden_layers=hidden_layers)
             if observe:
                 for row, part in enumerate(parts):
                     if part:
-                        observe(row, part, scores.logits[row, : len(part)])
+                        hidden = {layer: state[row, : len(part)] for layer, state in scores.hidden.items()}
+                        observe(row, part, scores.logits[row, : len(part)] if logits else None, hidden)
             self.keep([range(len(part)) for part in parts])
             calls += 1
         return calls
@@ -203,9 +234,72 @@ class Session:
             send(positions, device),
             self._cache.lengths,
             send(ancestors, device),
-            self._embeddings(trees, tokens),
+            self._embeddings(trees, tokens) if self.first == 0 else None,
             logits_at,
             hidden_layers,
+            self.first,
+            self.last,
+        )
+
+    def _score_ghosts(
+        self, trees: list[TokenTree], count: int, logits_at: Sequence[int], hidden_layers: Sequence[int]
+    ) -> Scores:
+        """Score the trees' own nodes up to the layer where their ghosts join, and from there all of them together.
+
+        Ghosts stand behind the tree's nodes, so the entries of the nodes lie in the same slots in every layer.
+        """
+        self.lm.require_trees("ghost nodes")
+        if self.first > 0 or self.last is not None:
+            raise RamifyError("ghost nodes need a session over all layers")
+        layers = {tree.ghosts.layer for tree in trees if tree.ghosts is not None}
+        if len(layers) > 1:
+            raise RamifyError(f"the ghosts of one pass must join at the same layer, not at {sorted(layers)}")
+        [layer] = layers
+        early = self._gather(trees, count, (), [layer, *(each for each in hidden_layers if 0 <= each < layer)])
+        hidden: dict[int, Tensor] = {}
+        if layer > 0:
+            self._cache.expect(count, early.tokens.device)
+            _, hidden = self.lm.forward(replace(early, last=layer), self._cache)
+            entering = hidden[layer]
+        else:
+            entering = early.embeddings if early.embeddings is not None else self.lm.forward.embed(early.tokens)
+        nodes = self._with_ghosts(trees, early, entering)
+        total = nodes.tokens.shape[1]
+        later = [each for each in hidden_layers if each not in hidden]
+        nodes = replace(nodes, logits_at=[*logits_at, *range(count, total)], hidden_layers=later, first=layer)
+        self._cache.expect(total, nodes.tokens.device)
+        logits, rest = self.lm.forward(nodes, self._cache)
+        hidden |= {each: state[:, :count] for each, state in rest.items()}
+        hidden = {each: hidden[each] for each in hidden_layers}
+        return Scores(logits[:, : len(logits_at)], logits_at, hidden, logits[:, len(logits_at) :], total)
+
+    def _with_ghosts(self, trees: list[TokenTree], early: Nodes, entering: Tensor) -> Nodes:
+        """``early`` with the trees' ghosts behind its nodes, and the states [B, N + G, D] that all of them have."""
+        rows, count = early.tokens.shape
+        most = max(len(tree.ghosts) for tree in trees if tree.ghosts is not None)
+        total = count + most
+        ancestors = torch.eye(total, dtype=torch.bool).repeat(rows, 1, 1)
+        ancestors[:, :count, :count] = early.ancestors.cpu()
+        positions = torch.zeros(rows, most, dtype=torch.long)
+        states = torch.cat([entering, entering.new_zeros(rows, most, entering.shape[-1])], dim=1)
+        for row, (tree, length) in enumerate(zip(trees, self._cache.lengths, strict=True)):
+            positions[row] = length
+            if tree.ghosts is None:
+                continue
+            where, size, ghosts = tree.ghosts.on(tree.shape), len(tree), len(tree.ghosts)
+            positions[row, :ghosts] += where.depth
+            ancestors[row, count : count + ghosts, :size] = where.ancestors[:, :size]
+            ancestors[row, count : count + ghosts, count : count + ghosts] = where.ancestors[:, size:]
+            sources = entering[row, send(where.sources, entering.device)]
+            given = tree.ghosts.states(sources, send(where.kinds, entering.device))
+            states[row, count : count + ghosts] = send(given, entering.device).to(entering.dtype)
+        device = early.tokens.device
+        return replace(
+            early,
+            tokens=torch.cat([early.tokens, early.tokens.new_zeros(rows, most)], dim=1),
+            positions=torch.cat([early.positions.expand(rows, -1), send(positions, device)], dim=1),
+            ancestors=send(ancestors, device),
+            embeddings=states,
         )
 
     def _embeddings(self, trees: Iterable[TokenTree], tokens: Tensor) -> Tensor | None:

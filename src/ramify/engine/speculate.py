@@ -134,10 +134,9 @@ def _run(lm: CausalLM, rows: list[_Row], verifier: Verifier) -> Iterator[Event]:
                 yield Drafted(row.index, step, draft, ended - began)
                 began = time.perf_counter()
             trees.append(draft.rooted(row.tokens[-1]))
-        scores = session.score(trees)
-        nodes = scores.logits.shape[1]
+        scores = session.score(trees, hidden_layers=_hidden_layers(rows))
         ended = time.perf_counter()
-        yield Scored(step, tuple(row.index for row in rows), nodes, ended - began)
+        yield Scored(step, tuple(row.index for row in rows), scores.rows_run, ended - began)
         best = _best_tokens(rows, trees, scores)
         kept = []
         for place, (row, tree) in enumerate(zip(rows, trees, strict=True)):
@@ -148,7 +147,11 @@ def _run(lm: CausalLM, rows: list[_Row], verifier: Verifier) -> Iterator[Event]:
             tokens = row.commit([*tree.tokens[list(verdict.path[1:])].tolist(), verdict.token])
             kept.append(verdict.path)
             if row.drafter is not None and not row.finish:
-                row.drafter.observe(Outcome(tree, logits, verdict.path, tokens))
+                hidden = {layer: states[place, : len(tree)] for layer, states in scores.hidden.items()}
+                ghosts = None
+                if tree.ghosts is not None and scores.ghosts is not None:
+                    ghosts = scores.ghosts[place, : len(tree.ghosts)]
+                row.drafter.observe(Outcome(tree, logits, verdict.path, tokens, hidden, ghosts))
             ended = time.perf_counter()
             yield Accepted(row.index, step, tuple(node - 1 for node in verdict.path[1:]), tokens, ended - began)
             if row.finish:
@@ -176,6 +179,11 @@ def _best_tokens(
     return [functools.partial(_entry, found, place) for place in range(len(rows))]
 
 
+def _hidden_layers(rows: Sequence[_Row]) -> list[int]:
+    """The target's layers whose states some drafter wants."""
+    return sorted({layer for row in rows if row.drafter is not None for layer in row.drafter.hidden_layers})
+
+
 def _entry(found: Callable[[], list[list[int]]], place: int) -> list[int]:
     return found()[place]
 
@@ -188,13 +196,19 @@ def _prefill(session: Session, rows: Sequence[_Row]) -> Iterator[Event]:
         if row.drafter is not None:
             row.drafter.start(row.tokens)
 
-    def observe(row: int, tokens: list[int], logits: torch.Tensor) -> None:
+    def observe(row: int, tokens: list[int], logits: torch.Tensor | None, hidden: dict[int, torch.Tensor]) -> None:
         drafter = drafters[row]
-        if drafter is not None and drafter.wants_prompt_logits:
-            drafter.observe_prompt(tokens, logits)
+        if drafter is not None and (drafter.wants_prompt_logits or drafter.hidden_layers):
+            drafter.observe_prompt(tokens, logits if drafter.wants_prompt_logits else None, hidden)
 
-    wanted = any(drafter is not None and drafter.wants_prompt_logits for drafter in drafters)
-    calls = session.prefill([row.tokens[:-1] for row in rows], observe=observe if wanted else None)
+    logits = any(drafter is not None and drafter.wants_prompt_logits for drafter in drafters)
+    hidden = _hidden_layers(rows)
+    calls = session.prefill(
+        [row.tokens[:-1] for row in rows],
+        observe=observe if logits or hidden else None,
+        logits=logits,
+        hidden_layers=hidden,
+    )
     seconds = time.perf_counter() - began
     for row in rows:
         yield Prefilled(row.index, len(row.tokens), calls, seconds)

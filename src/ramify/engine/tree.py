@@ -8,8 +8,8 @@ parent −1 means "child of the last committed token".
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -106,13 +106,75 @@ def _chain(length: int) -> TreeShape:
 
 
 @dataclass(frozen=True, eq=False)
+class Ghosts:
+    """Nodes that are scored beside a tree and can never be accepted; their logits guess what comes later.
+
+    They see the cached text, their ancestors and themselves; no node of the tree sees them. They join the pass behind
+    layer ``layer`` (0: in place of embeddings), with states of their own making, and leave no entry in the cache.
+
+    ``parents`` [G]: −1 for the pending token, i for node i of the tree of n nodes, n + g for ghost g (an earlier one).
+    ``kinds`` [G]: what each is, as ``states`` counts them. ``states(sources, kinds)``: the ghosts' states [G, D] at
+    that layer, from the states [G, D] of the real nodes that they descend from and the kinds (int64 [G]).
+    """
+
+    parents: tuple[int, ...]
+    kinds: tuple[int, ...]
+    layer: int
+    states: Callable[[Tensor, Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def rooted(self) -> Ghosts:
+        """The same ghosts of a tree below a new node 0."""
+        return replace(self, parents=tuple(parent + 1 for parent in self.parents))
+
+    def on(self, shape: TreeShape) -> GhostShape:
+        """Where the ghosts stand beside ``shape``."""
+        return _ghost_shape(shape, self.parents, self.kinds)
+
+
+@dataclass(frozen=True)
+class GhostShape:
+    """``depth`` [G] as the tree counts it, ``sources`` [G] (the real node each descends from, −1 the pending token),
+    ``ancestors`` bool [G, n + G] over the tree's nodes and the ghosts, ``kinds`` [G]; all but ``ancestors`` int64."""
+
+    depth: Tensor
+    sources: Tensor
+    ancestors: Tensor
+    kinds: Tensor
+
+
+@functools.lru_cache(maxsize=256)
+def _ghost_shape(shape: TreeShape, parents: tuple[int, ...], kinds: tuple[int, ...]) -> GhostShape:
+    n, count = len(shape), len(parents)
+    depth: list[int] = []
+    sources: list[int] = []
+    seen = torch.zeros(count, n + count, dtype=torch.bool)
+    for ghost, parent in enumerate(parents):
+        if not -1 <= parent < n + ghost:
+            raise RamifyError(f"ghosts list parents before children, but ghost {ghost} has parent {parent}")
+        if parent >= n:
+            depth.append(depth[parent - n] + 1)
+            sources.append(sources[parent - n])
+            seen[ghost] = seen[parent - n]
+        else:
+            depth.append(shape.depth[parent] + 1 if parent >= 0 else 0)
+            sources.append(parent)
+            if parent >= 0:
+                seen[ghost, :n] = shape.ancestors[parent]
+        seen[ghost, n + ghost] = True
+    return GhostShape(torch.tensor(depth), torch.tensor(sources), seen, torch.tensor(kinds))
+
+
+@dataclass(frozen=True, eq=False)
 class TokenTree:
     """Tokens on a shape.
 
     ``tokens``: int64 [N]. ``drawn``: for drafters that sample, the draws that made the children of a node, by node
     (−1 for the last committed token); a node without an entry has deterministic children. ``embeddings``: float
     [N, D] together with ``soft`` (bool [N]) for nodes whose input embedding is given directly; their token is not
-    looked up.
+    looked up. ``ghosts``: nodes that are scored beside these and never kept.
     """
 
     tokens: Tensor
@@ -120,6 +182,7 @@ class TokenTree:
     drawn: dict[int, Drawn] = field(default_factory=dict)
     embeddings: Tensor | None = None
     soft: Tensor | None = None
+    ghosts: Ghosts | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.shape != (len(self.shape),):
@@ -166,11 +229,15 @@ class TokenTree:
         if self.embeddings is not None and self.soft is not None:
             embeddings = torch.cat([self.embeddings.new_zeros(1, self.embeddings.shape[1]), self.embeddings])
             soft = torch.cat([self.soft.new_zeros(1), self.soft])
-        return TokenTree(torch.cat([root, self.tokens]), self.shape.rooted, drawn, embeddings, soft)
+        ghosts = self.ghosts and self.ghosts.rooted()
+        return TokenTree(torch.cat([root, self.tokens]), self.shape.rooted, drawn, embeddings, soft, ghosts)
 
     def cut(self, levels: int) -> TokenTree:
-        """The tree without nodes deeper than ``levels`` levels."""
-        if not self.shape.depth or max(self.shape.depth) < levels:
+        """The tree without nodes and ghosts deeper than ``levels`` levels."""
+        deepest = max(self.shape.depth, default=-1)
+        if self.ghosts is not None:
+            deepest = max(deepest, int(self.ghosts.on(self.shape).depth.max()))
+        if deepest < levels:
             return self
         nodes = self.shape.cut(levels)
         place = {node: index for index, node in enumerate(nodes)} | {-1: -1}
@@ -182,4 +249,16 @@ class TokenTree:
             {place[node]: draw for node, draw in self.drawn.items() if node in place and shape.children[place[node]]},
             None if self.embeddings is None else self.embeddings[index],
             None if self.soft is None else self.soft[index],
+            self._ghosts_within(levels, place),
         )
+
+    def _ghosts_within(self, levels: int, place: dict[int, int]) -> Ghosts | None:
+        if self.ghosts is None:
+            return None
+        kept = [ghost for ghost, depth in enumerate(self.ghosts.on(self.shape).depth.tolist()) if depth < levels]
+        if not kept:
+            return None
+        size = len(self)
+        place = place | {size + ghost: len(place) - 1 + index for index, ghost in enumerate(kept)}
+        parents = tuple(place[self.ghosts.parents[ghost]] for ghost in kept)
+        return replace(self.ghosts, parents=parents, kinds=tuple(self.ghosts.kinds[ghost] for ghost in kept))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ramify.models.cache import RowCache, send
+from ramify.models.layers import only_layers
 
 MASKER = "create_sliding_window_causal_mask"  # what transformers' modelling code imports where layers have windows
 
@@ -29,6 +30,11 @@ class Nodes:
     nodes. ``ancestors``: bool [B or 1, N, N], which new nodes each node sees, itself included. ``embeddings``:
     [B, N, D] in place of the token look-up. ``logits_at``: indices of the nodes whose logits are wanted, None for all.
     ``hidden_layers``: hidden states wanted, 0 = embeddings, l = output of layer l, −1 = what the head sees.
+
+    ``first``, ``last``: the pass runs the layers behind layer ``first`` up to layer ``last`` (None: all). With
+    ``first`` above 0, ``embeddings`` are the states that enter there. The head, its norm before it, reads what comes
+    out, also where ``last`` is not the last layer; ``logits_at`` empty spares it. Where ``last`` is given, state l is
+    the plain output of layer l, the last one's too. −1 of such a pass needs the logits of all nodes.
     """
 
     tokens: Tensor
@@ -38,6 +44,8 @@ class Nodes:
     embeddings: Tensor | None = None
     logits_at: Sequence[int] | None = None
     hidden_layers: Sequence[int] = ()
+    first: int = 0
+    last: int | None = None
 
 
 class Forward(Protocol):
@@ -95,12 +103,23 @@ class TransformersForward:
         if nodes.hidden_layers:
             inputs["output_hidden_states"] = True
         if nodes.logits_at is not None and self.takes_logits_to_keep:
-            inputs["logits_to_keep"] = torch.tensor(nodes.logits_at, device=nodes.tokens.device)
+            inputs["logits_to_keep"] = torch.tensor(nodes.logits_at, dtype=torch.long, device=nodes.tokens.device)
+        if nodes.first > 0 or nodes.last is not None:
+            return self._part(nodes, inputs)
         output = self.model(**inputs)
         logits = output.logits
         if nodes.logits_at is not None and not self.takes_logits_to_keep:
             logits = nodes_at(logits, nodes.logits_at)
         return logits, {layer: output.hidden_states[layer] for layer in nodes.hidden_layers}
+
+    def _part(self, nodes: Nodes, inputs: dict[str, Any]) -> tuple[Tensor, dict[int, Tensor]]:
+        """A pass over some layers: the others are stepped over, states enter and leave through hooks."""
+        inputs.pop("output_hidden_states", None)
+        with only_layers(self.model, nodes.first, nodes.last, nodes.embeddings, nodes.hidden_layers) as states:
+            logits = self.model(**inputs).logits
+        if nodes.logits_at is not None and not self.takes_logits_to_keep:
+            logits = nodes_at(logits, nodes.logits_at)
+        return logits, {layer: states[layer] for layer in nodes.hidden_layers}
 
     def current(self) -> bool:
         """Whether the model still computes in the dtype that it had."""

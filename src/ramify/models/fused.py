@@ -214,7 +214,16 @@ class FusedForward:
         cache.seen = min(-(-end // SLOTS) * SLOTS, cache.capacity)
         masks = attention_masks(nodes, self.dtype, self.window, cache.seen)
         turns = [rotation.at(nodes.positions, end, x) for rotation in self.rotations]
-        return self.decode(x, turns, masks or (None, None), cache.row_layers, nodes.logits_at, nodes.hidden_layers)
+        return self.decode(
+            x,
+            turns,
+            masks or (None, None),
+            cache.row_layers,
+            nodes.logits_at,
+            nodes.hidden_layers,
+            nodes.first,
+            nodes.last,
+        )
 
     def decode(
         self,
@@ -224,20 +233,28 @@ class FusedForward:
         cached: Sequence[RowLayer],
         logits_at: Sequence[int] | None,
         hidden_layers: Sequence[int],
+        first: int = 0,
+        last: int | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """All layers over embedded nodes x [B, N, D]; ``masks``: for layers that see all, for those with a window."""
+        """The layers behind ``first`` up to ``last`` over x [B, N, D], the embedded nodes or what enters there.
+
+        ``masks``: for layers that see all, for those with a window.
+        """
         full, local = masks
-        states = {0: x}
-        for index, (attend, feed, layer) in enumerate(
-            zip(self.attention, self.feed_forward, cached, strict=True), start=1
-        ):
-            x = x + attend(x, turns[attend.rotation], full if attend.window is None else local, layer)
+        end = len(self.attention) if last is None else last
+        states = {first: x}
+        for index in range(first, end):
+            attend, feed = self.attention[index], self.feed_forward[index]
+            x = x + attend(x, turns[attend.rotation], full if attend.window is None else local, cached[index])
             x = x + feed(x)
-            if index in hidden_layers:
-                states[index] = x
-        x = self.norm(x)
-        # As transformers counts them, the last layer's output is the one behind the final norm.
-        states[len(self.attention)] = states[-1] = x
+            if index + 1 in hidden_layers:
+                states[index + 1] = x
+        if logits_at is None or len(logits_at) or -1 in hidden_layers:
+            x = self.norm(x)
+        states[-1] = x
+        if last is None:
+            # As transformers counts them, the last layer's output is the one behind the final norm.
+            states[end] = x
         if logits_at is not None:
             x = nodes_at(x, logits_at)
         logits = self.head(x)

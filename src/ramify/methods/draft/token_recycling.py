@@ -27,7 +27,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -204,8 +204,9 @@ class Recycler(Drafter):
         self.options, self.template, self.matrix = options, template, matrix
         self.wants_prompt_logits = options.seed_from_prompt and len(template.ranks) > 0
 
-    def observe_prompt(self, tokens: list[int], logits: Tensor) -> None:
-        self._recycle(np.array(tokens), logits)
+    def observe_prompt(self, tokens: list[int], logits: Tensor | None, hidden: Mapping[int, Tensor]) -> None:
+        if logits is not None:
+            self._recycle(np.array(tokens), logits)
 
     def draft(self, context: Context) -> TokenTree:
         filled = np.empty(len(self.template.ranks) + 1, dtype=np.int64)
