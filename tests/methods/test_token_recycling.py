@@ -25,7 +25,8 @@ from ramify.engine.tree import TokenTree
 from ramify.engine.verify import match
 from ramify.errors import RamifyError
 from ramify.methods.draft.autoregressive import Greedy
-from ramify.methods.draft.token_recycling import Recycler, Template, TokenRecycling, calibrate_template
+from ramify.methods.draft.template import Template
+from ramify.methods.draft.token_recycling import Recycler, TokenRecycling, calibrate_template, load_template
 from ramify.models.calibrate import CostCurve
 from ramify.models.causal import load
 
@@ -83,7 +84,7 @@ def matrix(method: TokenRecycling) -> np.ndarray:
 
 
 def test_the_published_tree():
-    tree = Template.load("paper")
+    tree = load_template("paper")
     assert len(tree.ranks) == 80
     assert Counter(map(len, tree.ranks)) == {1: 8, 2: 21, 3: 25, 4: 15, 5: 8, 6: 3}
     children = Counter("".join(map(str, path[:-1])) for path in tree.ranks)
@@ -99,7 +100,7 @@ def test_the_published_tree():
 
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_every_beginning_of_a_calibrated_tree_is_a_tree(name: str):
-    tree = Template.load(name)
+    tree = load_template(name)
     assert len(tree.ranks) == len(tree.rates) == len(set(tree.ranks)) == 160
     assert max(map(len, tree.ranks)) <= module.DEPTH
     assert max(map(max, tree.ranks)) < 8
@@ -115,18 +116,18 @@ def test_every_beginning_of_a_calibrated_tree_is_a_tree(name: str):
 
 
 def test_a_smaller_k_leaves_out_the_ranks_that_it_has_not():
-    narrow = Template.load("paper").narrow(2)
+    narrow = load_template("paper").narrow(2)
     assert max(map(max, narrow.ranks)) == 1
-    assert narrow.ranks == tuple(path for path in Template.load("paper").ranks if max(path) < 2)
+    assert narrow.ranks == tuple(path for path in load_template("paper").ranks if max(path) < 2)
     half = Template(((0,), (3,), (0, 0)), (0.5, 0.4, 0.3)).narrow(2)
     assert half == Template(((0,), (0, 0)), (0.5, 0.3))
 
 
 def test_templates_are_kept_in_files(tmp_path: Path):
     file = tmp_path / "mine.json"
-    for template in (Template(FORK.ranks, (0.5, 0.25, 0.125)), FORK, Template.load("greedy")):
+    for template in (Template(FORK.ranks, (0.5, 0.25, 0.125)), FORK, load_template("greedy")):
         template.save(file)
-        assert Template.load(str(file)) == template
+        assert load_template(str(file)) == template
     FORK.save(file)
     result = run(TokenRecycling(template=str(file)))
     assert result.tokens == plain()
@@ -152,7 +153,7 @@ def test_what_is_wrong_with_a_template_is_said(tmp_path: Path):
     for content in broken:
         file.write_text(content)
         with pytest.raises(RamifyError, match=r"mine\.json is no template file"):
-            Template.load(str(file))
+            load_template(str(file))
 
 
 def test_what_is_wrong_with_the_options_is_said():
@@ -362,10 +363,10 @@ def test_the_cost_curve_sizes_the_tree(monkeypatch: pytest.MonkeyPatch):
         assert run(method).tokens == plain()
         sizes[name] = len(used(method).ranks)
     assert sizes == {"free": 160, "steep": 0, "step": 24}
-    assert used(method) == Template.load("greedy").first(24)
+    assert used(method) == load_template("greedy").first(24)
     sampled = TokenRecycling()
     run(sampled, do_sample=True)
-    assert used(sampled) == Template.load("sampled").first(24)
+    assert used(sampled) == load_template("sampled").first(24)
 
 
 def test_sizes_without_a_curve(monkeypatch: pytest.MonkeyPatch):
@@ -385,7 +386,7 @@ class Asked(Recycler):
     """Counts the paths of the full tree that would have been right, knowing the ``whole`` text."""
 
     def __init__(self, method: TokenRecycling, whole: list[int], table: np.ndarray) -> None:
-        super().__init__(method, Template.load("paper"), table)
+        super().__init__(method, load_template("paper"), table)
         self.whole, self.steps, self.counts = whole, 0, Counter[tuple[int, ...]]()
 
     def draft(self, context: Context) -> TokenTree:

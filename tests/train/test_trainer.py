@@ -17,16 +17,8 @@ from families import VOCABULARY, build
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ramify.train.demo_lm import (
-    END_OF_TEXT,
-    HELD_OUT,
-    SKIPPED_FOLDERS,
-    Windows,
-    bits_per_byte,
-    library_files,
-    train_tokenizer,
-    xz_bits_per_byte,
-)
+from ramify.train.data import HELD_OUT, SKIPPED_FOLDERS, Windows, library_files
+from ramify.train.demo_lm import END_OF_TEXT, bits_per_byte, train_tokenizer, xz_bits_per_byte
 from ramify.train.trainer import Progress, TrainConfig, _optimizers, train
 
 # ---------------------------------------------------------------- schedule

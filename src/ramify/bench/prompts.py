@@ -125,7 +125,7 @@ def held_out_prompts(count: int = 16, seed: int = 0, size: int = 1000) -> list[P
     gives as many prompts as any other, as far as it has them. The result depends on ``seed`` and on the interpreter's
     version only, and fewer prompts are the first of more.
     """
-    from ramify.train.demo_lm import library_files
+    from ramify.train.data import library_files
 
     rng = random.Random(f"held-out prompts {seed}")
     cuts: list[list[Prompt]] = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json as literal
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import typer
 
 from ramify.cli import shell
 from ramify.cli.options import guess, split
-from ramify.errors import RamifyError, unknown
+from ramify.errors import unknown
 
 if TYPE_CHECKING:
     from ramify.train.trainer import Progress as Reached
@@ -20,50 +20,49 @@ if TYPE_CHECKING:
 
 def train(
     name: Annotated[str | None, typer.Argument(help="The recipe; without it, the recipes are listed.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for checkpoints, curve and model.")] = None,
+    model: shell.Model = "demo",
+    data: Annotated[
+        Path | None, typer.Option(help="A file or folder of texts; by default the standard library's source.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for checkpoints, curve and result.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps; by default the recipe's.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="By default the recipe's.")] = None,
+    option: shell.Options = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate time and memory.")] = False,
     seed: shell.Seed = 0,
     json: shell.Json = False,
 ) -> None:
-    """Train a bundled model again, or your own by the same recipe; a stopped run resumes where it was."""
+    """Train what a method needs beside your model, or a bundled model again; a stopped run resumes where it was."""
+    from ramify.train.job import Job, recipes, trainer
+
     if name is None:
-        _list(json, {key: (recipe.__doc__ or "").split("\n")[0] for key, recipe in TRAINERS.items()})
+        _list(json, recipes())
         return
-    if name not in TRAINERS:
-        raise unknown("recipe", name, TRAINERS)
-    if steps is not None and steps < 1:
-        raise RamifyError(f"steps is {steps}; train at least 1")
     folder = out or Path("runs") / name
-    if folder.exists() and not folder.is_dir():
-        raise RamifyError(f"cannot train into {folder}: it is a file")
-    TRAINERS[name](folder, shell.given(steps=steps, learning_rate=learning_rate), seed, json)
-
-
-def _demo_lm(folder: Path, given: dict[str, Any], seed: int, json: bool) -> None:
-    """The demo model: a small Llama on the source of the Python standard library."""
-    from dataclasses import replace
-
+    options = {key: guess(text) for key, text in split(option or []).items()}
+    job = Job(folder, model, data, steps, learning_rate, seed, options, dry_run)
     with shell.waiting("loading torch …"):
         shell.quiet()
-        from ramify.train.demo_lm import DemoLMConfig, train_demo_lm
-
-        config = DemoLMConfig()
-        config = replace(config, train=replace(config.train, seed=seed, **given))
+        run = trainer(name)
     last: Reached | None = None
-    figure = "…"
+    figures: dict[str, float] = {}
     with shell.bar() as bar:
-        task = bar.add_task("reading the corpus", total=config.train.steps)
-        for last in train_demo_lm(folder, config):
-            if last.evaluation:
-                figure = f"{last.evaluation['bits_per_byte']:.3f}"
-            bar.update(task, completed=last.step, description=f"loss {last.loss:.3f} · held-out bits/byte {figure}")
-    if last is None:
-        shell.note(f"{folder} already holds a finished run of {config.train.steps} steps")
+        task = bar.add_task("preparing", total=None)
+        for last in run(job):
+            figures = last.evaluation or figures
+            said = [] if last.loss is None else [f"loss {last.loss:.3f}"]
+            said += [f"{key} {value:.3g}" for key, value in list(figures.items())[:3]]
+            bar.update(task, completed=last.step, total=last.steps, description=" · ".join(said))
+    curve = None if dry_run else _draw(folder, name)
     if json:
-        shell.emit({"recipe": "demo-lm", "model": str(folder / "model"), "seed": seed, **_progress(last)})
-    else:
-        shell.note(f"the model is in {folder / 'model'}; try: ramify generate --model {folder / 'model'} 'def '")
+        shell.emit({"recipe": name, "out": str(folder), "seed": seed, **_progress(last)})
+        return
+    if last is None:
+        shell.note(f"{folder} already holds a finished run")
+    for key, value in figures.items():
+        shell.out.print(f"{key}: {value:.4g}", highlight=False, markup=False)
+    if not dry_run:
+        shell.note(f"the result is in {folder}" + (f", the curve in {curve}" if curve else ""))
 
 
 def _progress(last: Reached | None) -> dict[str, Any]:
@@ -72,35 +71,22 @@ def _progress(last: Reached | None) -> dict[str, Any]:
     return {"steps": last.steps, "loss": last.loss, "seconds": last.seconds, "evaluation": last.evaluation}
 
 
-def _token_recycling(folder: Path, given: dict[str, Any], seed: int, json: bool) -> None:
-    """Token Recycling's calibrated templates, counted on the demo model's own training files."""
-    if given:
-        raise RamifyError(f"the token-recycling recipe counts and does not descend: it takes no {' or '.join(given)}")
-    found = {}
-    with shell.waiting("decoding the calibration texts …"):
-        shell.quiet()
-        from ramify.models.causal import load
-        from ramify.train.token_recycling import train_template
+def _draw(folder: Path, name: str) -> Path | None:
+    """The loss curve as a picture beside its points, where there are enough of them."""
+    from ramify.bench.chart import Chart
 
-        folder.mkdir(parents=True, exist_ok=True)
-        lm = load("demo", dtype="float32")
-        for kind in ("greedy", "sampled"):
-            template = train_template(lm, greedy=kind == "greedy", seed=seed)
-            template.save(folder / f"{kind}.json")
-            sizes = [size for size in (20, 40, 80, 160) if size <= len(template.ranks)]
-            found[kind] = {size: round(template.expected(size), 3) for size in sizes}
-    if json:
-        shell.emit({"recipe": "token-recycling", "templates": str(folder), "seed": seed, "expected": found})
-        return
-    for kind, expected in found.items():
-        sizes_said = ", ".join(f"{tokens:.2f} with {size} nodes" for size, tokens in expected.items())
-        shell.note(f"{folder / kind}.json: expected tokens a pass {sizes_said}")
-
-
-TRAINERS: dict[str, Callable[[Path, dict[str, Any], int, bool], None]] = {
-    "demo-lm": _demo_lm,
-    "token-recycling": _token_recycling,
-}
+    points = folder / "curve.jsonl"
+    if not points.exists():
+        return None
+    entries = [literal.loads(line) for line in points.read_text().splitlines()]
+    losses = [(entry["step"], entry["loss"]) for entry in entries if entry["loss"] and entry["loss"] > 0]
+    if len(losses) < 2:
+        return None
+    stride = max(1, len(losses) // 200)
+    picture = folder / "curve.svg"
+    chart = Chart("curve", f"Training of {name}", "step", "loss", {"loss": losses[::stride]})
+    picture.write_text(chart.svg(), encoding="utf-8")
+    return picture
 
 
 def bench(

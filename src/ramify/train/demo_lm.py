@@ -8,13 +8,10 @@ beside ``xz -9e`` on the same files, one by one.
 
 from __future__ import annotations
 
-import functools
 import json
 import lzma
 import math
 import platform
-import random
-import sysconfig
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,27 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ramify.errors import RamifyError
+from ramify.train.data import HELD_OUT, Windows, library_files
 from ramify.train.trainer import Progress, TrainConfig, train
 
-HELD_OUT = (
-    "bisect.py",
-    "calendar.py",
-    "configparser.py",
-    "csv.py",
-    "dataclasses.py",
-    "fractions.py",
-    "heapq.py",
-    "json/decoder.py",
-    "queue.py",
-    "sched.py",
-    "shutil.py",
-    "statistics.py",
-    "string.py",
-    "textwrap.py",
-)
-SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
-GENERATED = ("encodings/", "pydoc_data/", "html/entities.py", "turtledemo/")
 END_OF_TEXT = "<|endoftext|>"
 # A line break with its indentation, words, numbers, punctuation runs: pieces that BPE may merge inside, never across.
 PIECES = r"\n[ ]*| ?[A-Za-z_]+| ?[0-9]{1,3}| ?[^\sA-Za-z0-9_]+|[^\S\n]+"
@@ -63,19 +42,6 @@ class DemoLMConfig:
     context: int = 1024
     batch: int = 4
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2200, learning_rate=6e-3))
-
-
-def library_files() -> tuple[list[Path], list[Path]]:
-    """The training files and the held-out files of this interpreter's standard library, sorted by path."""
-    root = Path(sysconfig.get_path("stdlib"))
-    train_files: list[Path] = []
-    held_out: list[Path] = []
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if SKIPPED_FOLDERS & set(relative.parts) or relative.as_posix().startswith(GENERATED):
-            continue
-        (held_out if relative.as_posix() in HELD_OUT else train_files).append(path)
-    return train_files, held_out
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, out: Path, context: int) -> None:
@@ -106,42 +72,6 @@ def train_tokenizer(texts: list[str], vocab_size: int, out: Path, context: int) 
         model_max_length=context,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(out)
-
-
-class Windows:
-    """Fixed windows of ``context + 1`` tokens over the corpus, in a new order every epoch."""
-
-    def __init__(self, documents: list[list[int]], separator: int, context: int, batch: int, seed: int) -> None:
-        self.documents, self.separator, self.context = documents, separator, context
-        self.batch, self.seed = batch, seed
-        self.total = sum(len(document) + 1 for document in documents)
-        self.per_epoch = (self.total - context) // context - 1
-        if self.per_epoch < 1:
-            raise RamifyError(f"a corpus of {self.total} tokens is too small for windows of {context}; give more text")
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - one instance per run
-    def epoch(self, number: int) -> Tensor:
-        """Windows of epoch ``number``: [per_epoch, context + 1]."""
-        rng = random.Random(f"{self.seed}/{number}")
-        order = list(range(len(self.documents)))
-        rng.shuffle(order)
-        stream: list[int] = []
-        for index in order:
-            stream.append(self.separator)
-            stream.extend(self.documents[index])
-        offset = rng.randrange(self.context)
-        starts = [offset + self.context * i for i in range(self.per_epoch)]
-        rng.shuffle(starts)
-        flat = torch.tensor(stream, dtype=torch.int32)
-        return torch.stack([flat[start : start + self.context + 1] for start in starts])
-
-    def __call__(self, step: int) -> Tensor:
-        """The batch of ``step``: [batch, context + 1]."""
-        rows = []
-        for index in range(step * self.batch, (step + 1) * self.batch):
-            number, place = divmod(index, self.per_epoch)
-            rows.append(self.epoch(number)[place])
-        return torch.stack(rows).long()
 
 
 def bits_per_byte(model: torch.nn.Module, documents: list[list[int]], separator: int, size: int, context: int) -> float:

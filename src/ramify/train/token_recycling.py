@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from ramify.api import prepare
 from ramify.methods.draft.autoregressive import Greedy, Sample
-from ramify.methods.draft.token_recycling import Template, calibrate_template
+from ramify.methods.draft.template import Template
+from ramify.methods.draft.token_recycling import calibrate_template
 from ramify.models.causal import CausalLM
-from ramify.train.demo_lm import library_files
+from ramify.train.data import library_files
 
 
 def train_template(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -24,12 +24,14 @@ class TrainConfig:
     """Settings of one training run.
 
     ``learning_rate`` is shared: Muon's update is scaled to AdamW's root mean square (Moonlight, arXiv 2502.16982).
+    ``optimizer``: "muon" takes AdamW for embeddings, heads and vectors; "adamw" for everything.
     The schedule is a trapezoid: ``warmup`` steps up, constant, then linear to zero over the last ``cooldown``
     fraction of ``steps``; a run may therefore be prolonged from any checkpoint taken before the cooldown.
     """
 
     steps: int
     learning_rate: float = 3e-3
+    optimizer: Literal["muon", "adamw"] = "muon"
     warmup: int = 100
     cooldown: float = 0.3
     weight_decay: float = 0.1
@@ -53,11 +55,11 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Progress:
-    """One line of the curve: what the run has reached after ``step`` steps."""
+    """One line of the curve: what the run has reached after ``step`` steps (``loss`` None where nothing descends)."""
 
     step: int
     steps: int
-    loss: float
+    loss: float | None
     seconds: float
     evaluation: dict[str, float] | None = None
 
@@ -112,6 +114,9 @@ def _optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optim
     matrices = [p for (_, p), matrix in zip(trained, is_matrix, strict=True) if matrix]
     others = [p for (_, p), matrix in zip(trained, is_matrix, strict=True) if not matrix]
     optimizers: list[torch.optim.Optimizer] = []
+    if config.optimizer == "adamw":
+        parameters = [p for _, p in trained]
+        return [torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=config.weight_decay)]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
     if others:

@@ -5,6 +5,7 @@ A recipe's ``run(seed=…, **options)`` returns an ``Outcome``; ``docs/evidence`
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import platform
@@ -95,22 +96,18 @@ class Recipe:
         return outcome
 
 
-RECIPES = {
-    "speed": Recipe("methods against transformers on held-out code, greedy and sampled", "ramify.bench.recipes.speed"),
-    "demo-lm": Recipe("bits per byte of the demo model beside xz, file by file", "ramify.bench.recipes.demo_lm"),
-    "forward": Recipe(
-        "what a forward pass costs by rows, forward and weight format, and what is left to the memory's floor",
-        "ramify.bench.recipes.forward",
-    ),
-    "overhead": Recipe("what a step of the loop costs, the forward pass aside", "ramify.bench.recipes.overhead"),
-    "real-sizes": Recipe(
-        "the speed-up to expect at 0.5 B: measured cost curve × measured tokens per call",
-        "ramify.bench.recipes.real_sizes",
-    ),
-    "token-recycling": Recipe(
-        "Token Recycling's ablations: matrix, updates, seeding, tree size", "ramify.bench.recipes.token_recycling"
-    ),
-}
+def _recipes() -> dict[str, Recipe]:
+    """Every file of this folder that has a ``run``, named after it; its docstring's first line is the summary."""
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
+            summary = (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")
+            found[file.stem.replace("_", "-")] = Recipe(summary, f"{__name__}.{file.stem}")
+    return found
+
+
+RECIPES = _recipes()
 
 
 def machine_line() -> str:

@@ -1,4 +1,4 @@
-"""How well the demo model predicts the held-out modules: bits per byte, beside ``xz -9e`` on the same files."""
+"""How well the demo model predicts the held-out modules: bits per byte, beside xz on the same files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from ramify.bench.recipes import Outcome, Table
 from ramify.errors import RamifyError
 from ramify.models.causal import load
-from ramify.train.demo_lm import bits_per_byte, library_files, xz_bits_per_byte
+from ramify.train.data import library_files
+from ramify.train.demo_lm import bits_per_byte, xz_bits_per_byte
 
 
 def run(*, seed: int = 0, model: str = "demo") -> Outcome:

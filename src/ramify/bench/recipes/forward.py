@@ -1,4 +1,4 @@
-"""What a forward pass costs for every forward and weight format, and how near that is to reading the weights once.
+"""What a pass costs by rows, forward and weight format, and how near that is to reading the weights once.
 
 All configurations are timed in turn: row count by row count each makes two passes, so that the least of them found its
 weights where a decoding loop would find them, and a machine that drifts does so for all. Costs are CPU time where one

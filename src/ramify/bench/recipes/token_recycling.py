@@ -1,4 +1,4 @@
-"""Token Recycling's claims in small: what carrying the matrix, updating from all nodes and seeding are worth.
+"""Token Recycling's ablations: what carrying the matrix, updating from all nodes and seeding are worth.
 
 The measure is tokens per target call at equal numbers of verified nodes, on held-out prompts, over several seeds.
 Sampling uses the position-indexed noise, so every variant writes the same text and looping text flatters none.

@@ -24,13 +24,12 @@ Cost per step: one gather a level, one top-k over [n + 1, V]. Memory: V · k · 
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,9 +39,10 @@ from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.events import Accepted
 from ramify.engine.request import Request
 from ramify.engine.speculate import speculate
-from ramify.engine.tree import TokenTree, TreeShape
+from ramify.engine.tree import TokenTree
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import DraftMethod
+from ramify.methods.draft.template import Template
 from ramify.methods.registry import register
 from ramify.models.calibrate import calibrate
 from ramify.models.causal import CausalLM
@@ -100,7 +100,7 @@ class TokenRecycling(DraftMethod):
             name = "greedy" if greedy else "sampled"
         tree: Template | None = self.memory.get(("tree", name, lm))
         if tree is None:
-            full = Template.load(name).narrow(self.k)
+            full = load_template(name).narrow(self.k)
             nodes = self.nodes
             if nodes is None:
                 sizes = [size for size in SIZES if size < len(full.ranks)] + [len(full.ranks)]
@@ -117,84 +117,15 @@ class TokenRecycling(DraftMethod):
         return matrix
 
 
-@dataclass(frozen=True)
-class Template:
-    """A tree as paths of candidate ranks, in an order of which every beginning is prefix-closed.
-
-    ``ranks[i]``: the ranks from the top to node i. ``rates[i]``: how often per step the node was right where that was
-    measured, so that n nodes are expected to give 1 + sum(rates[:n]) tokens a pass.
-    """
-
-    ranks: tuple[tuple[int, ...], ...]
-    rates: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.rates and len(self.rates) != len(self.ranks):
-            raise RamifyError(f"the template has {len(self.ranks)} nodes but {len(self.rates)} rates")
-        seen: set[tuple[int, ...]] = {()}
-        for path in self.ranks:
-            if not path or min(path) < 0:
-                raise RamifyError(f"{path} is no node of a template: give its ranks, counted from 0")
-            if path[:-1] not in seen:
-                raise RamifyError(f"the template lists node {path} before its parent")
-            seen.add(path)
-
-    @staticmethod
-    def load(name: str) -> Template:
-        """A bundled template ("paper", "greedy", "sampled"), or one from a file."""
-        bundled = json.loads(TEMPLATES.read_text())
-        if name in bundled:
-            return Template._of(bundled[name])
-        file = Path(name)
-        if not file.is_file():
-            raise unknown("template", name, ["calibrated", *bundled])
-        try:
-            return Template._of(json.loads(file.read_text()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RamifyError(f"{file} is no template file: {error}") from error
-
-    @staticmethod
-    def _of(entry: dict[str, list[Any]]) -> Template:
-        return Template(tuple(map(tuple, entry["ranks"])), tuple(entry.get("rates", ())))
-
-    def save(self, file: Path) -> None:
-        """Write the template as JSON; ``TokenRecycling(template=str(file))`` reads it."""
-        file.write_text(json.dumps({"ranks": self.ranks, "rates": self.rates}))
-
-    def narrow(self, k: int) -> Template:
-        """Without nodes whose path needs a rank of ``k`` or more."""
-        fits = [max(path) < k for path in self.ranks]
-        return Template(
-            tuple(path for path, fit in zip(self.ranks, fits, strict=True) if fit),
-            tuple(rate for rate, fit in zip(self.rates, fits, strict=False) if fit),
-        )
-
-    def first(self, nodes: int) -> Template:
-        """The first ``nodes`` nodes."""
-        if nodes > len(self.ranks):
-            raise RamifyError(f"the template has {len(self.ranks)} nodes, fewer than the {nodes} asked for")
-        return Template(self.ranks[:nodes], self.rates[:nodes])
-
-    def expected(self, nodes: int) -> float:
-        """Expected tokens a pass with the first ``nodes`` nodes."""
-        return 1.0 + sum(self.rates[:nodes])
-
-    @functools.cached_property
-    def shape(self) -> TreeShape:
-        place = {path: node for node, path in enumerate(self.ranks)} | {(): -1}
-        return TreeShape.of(place[path[:-1]] for path in self.ranks)
-
-    @functools.cached_property
-    def levels(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """By level: the nodes, their parents (counted with the pending token as 0) and their ranks."""
-        depth = np.array(self.shape.depth, dtype=np.int64)
-        parents = np.array(self.shape.parents, dtype=np.int64) + 1
-        last = np.array([path[-1] for path in self.ranks], dtype=np.int64)
-        levels = []
-        for level in range(int(depth.max(initial=-1)) + 1):
-            nodes = np.flatnonzero(depth == level)
-            levels.append((nodes + 1, parents[nodes], last[nodes]))
-        return levels
+def load_template(name: str) -> Template:
+    """A bundled template ("paper", "greedy", "sampled"), or one from a file."""
+    bundled = json.loads(TEMPLATES.read_text())
+    if name in bundled:
+        return Template.of(bundled[name])
+    file = Path(name)
+    if not file.is_file():
+        raise unknown("template", name, ["calibrated", *bundled])
+    return Template.read(file)
 
 
 class Recycler(Drafter):
@@ -236,7 +167,7 @@ def calibrate_template(lm: CausalLM, requests: Iterable[Request], nodes: int = 1
     the matrix would have had right. Counts fall from parent to child, so the best nodes are prefix-closed.
     """
     options = TokenRecycling(template="paper")
-    start = Template.load(options.template)
+    start = load_template(options.template)
     matrix = options._matrix(lm)
     counts: Counter[tuple[int, ...]] = Counter()
     steps = 0
