@@ -27,6 +27,7 @@ from ramify.train.trainer import Progress, TrainConfig, train
 
 EVALUATIONS = 8  # windows that measure
 SETTLING = 8  # batches of training text on which a head may measure itself, once it is trained
+SAVE_EVERY = 25
 TRIAL = 3  # steps of a dry run
 
 
@@ -58,7 +59,7 @@ def train_head(name: str, job: Job) -> Iterator[Progress]:
         weight_decay=regime.weight_decay,
         seed=job.seed,
         eval_every=max(1, (job.steps or regime.steps) // 10),
-        save_every=25,
+        save_every=SAVE_EVERY,
     )
 
     def loss_at(step: int) -> Tensor:
@@ -161,7 +162,7 @@ def _card(
 def _curve(file: Path) -> list[str]:
     """Ten points of the loss, each the mean of its tenth of the run."""
     points = [json.loads(line) for line in file.read_text().splitlines()]
-    size = max(1, len(points) // 10)
-    parts = [points[start : start + size] for start in range(0, len(points) - size + 1, size)]
+    count = min(10, len(points))
+    parts = [points[part * len(points) // count : (part + 1) * len(points) // count] for part in range(count)]
     lines = ["| steps | training loss (mean) |", "|---|---|"]
     return lines + [f"| to {part[-1]['step']} | {sum(p['loss'] for p in part) / len(part):.4f} |" for part in parts]
