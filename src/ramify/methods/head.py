@@ -7,6 +7,7 @@ was trained for. Bundled heads of the demo model lie in ``models/demo/heads``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from abc import abstractmethod
@@ -153,6 +154,7 @@ def load_head(cls: type[H], source: str | Path | H | None, lm: CausalLM) -> H:
     It comes in float32 on the device of ``lm``, frozen. Raises ``RamifyError`` where it is missing, damaged, pickled,
     of another method or for another model.
     """
+    head: Head
     if isinstance(source, Head):
         head, name = source, f"this {cls.method} head"
     else:
@@ -163,13 +165,15 @@ def load_head(cls: type[H], source: str | Path | H | None, lm: CausalLM) -> H:
                 f"there is no {cls.method} head for {lm.name}; train one with 'ramify train {cls.method} --model …' "
                 "and give its folder as head=…"
             )
-        head = _read(cls, folder, name)
+        which: Any = cls  # a class can be a key, whatever mypy thinks of a TypeVar
+        head = _read(which, folder, name, _stamp(folder))
     if not isinstance(head, cls):
         raise RamifyError(f"{name} is a {type(head).__name__}, not a {cls.__name__}")
     why = head.fit.refuses(Fit.of(lm))
     if why:
         raise RamifyError(f"{name} was trained for another model than {lm.name}: {why}; train one for this model")
-    return head.to(lm.device).requires_grad_(False).eval()
+    found: H = head.to(lm.device).requires_grad_(False).eval()
+    return found
 
 
 def _described(cls: type[Head], folder: Path, name: str) -> tuple[Any, Fit]:
@@ -186,13 +190,20 @@ def _described(cls: type[Head], folder: Path, name: str) -> tuple[Any, Fit]:
         raise RamifyError(f"{name} is damaged: head.json cannot be read ({first_line(error)})") from error
 
 
-def _read(cls: type[H], folder: Path, name: str) -> H:
+def _stamp(folder: Path) -> tuple[int, ...]:
+    """Changes whenever the files of a head do."""
+    files = [folder / "head.json", folder / "head.safetensors"]
+    return tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
+
+
+@functools.lru_cache(maxsize=16)  # heads are frozen, so objects can share them
+def _read(cls: Any, folder: Path, name: str, stamp: tuple[int, ...]) -> Head:
     sizes, fit = _described(cls, folder, name)
     tensors = read_tensors(folder / "head.safetensors", name)
     for scaled in [key for key in tensors if key.endswith(".scale") and key.removesuffix(".scale") in tensors]:
         weight = scaled.removesuffix(".scale")
         tensors[weight] = tensors[weight].float() * tensors.pop(scaled)
-    head = cls(fit, sizes)
+    head: Head = cls(fit, sizes)
     fill(head, tensors, name)
     return head
 
