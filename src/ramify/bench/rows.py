@@ -54,7 +54,8 @@ class Row:
     ``tokens_per_second``: generated tokens over the wall time of the whole calls, prefill included, all repeats
     together; ``tokens_per_cpu_second``: the same over CPU time. ``ratio``, ``cpu_ratio``: these two, repeat by
     repeat, over those of the first method on the same prompts; ``group_ratios``: ``ratio`` within each prompt group.
-    ``tokens``, ``target_calls``, ``drafted``, ``accepted``: sums over the prompts, first repeat. ``mat``: tokens per
+    ``tokens``, ``target_calls``, ``row_steps`` (rows that these calls evaluated), ``drafted``, ``accepted``: sums over
+    the prompts, first repeat. ``mat``: tokens per
     target call (prefill is no such call); None where the method does not tell its calls. ``accepted_lengths``: how
     many calls committed 1, 2, … tokens. ``shares``: share of the wall time in each of ``PARTS``, all repeats
     together, or None where the method does not tell. ``prefill_seconds``: wall time of all prefills of one repeat, on
@@ -71,6 +72,7 @@ class Row:
     group_ratios: dict[str, Spread]
     tokens: int
     target_calls: int
+    row_steps: int
     drafted: int
     accepted: int
     mat: float | None
@@ -137,6 +139,7 @@ def summarise(
         group_ratios={group: ratio for group, ratio in ratios.items() if ratio},
         tokens=tokens,
         target_calls=calls,
+        row_steps=sum(stats.row_steps for stats in first),
         drafted=sum(stats.drafted for stats in first),
         accepted=sum(stats.accepted for stats in first),
         mat=tokens / calls if calls else None,
