@@ -104,6 +104,12 @@ class Head(nn.Module):
         """An untrained head for ``lm``, initialised as the paper says; ``options``: fields of ``Sizes``."""
         return cls(Fit.of(lm), sizes_of(cls, options))
 
+    def read(self, lm: CausalLM, texts: Sequence[Sequence[int]]) -> None:
+        """Once, before training: fill buffers with what the head takes from the training texts' ids, by default nothing.
+
+        For a vocabulary of its own; a run that is resumed reads the same texts again.
+        """
+
     @abstractmethod
     def loss(self, lm: CausalLM, tokens: Tensor) -> Tensor:
         """The training loss on windows ``tokens`` [B, T] of the corpus; a pure function of them."""

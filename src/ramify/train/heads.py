@@ -49,6 +49,7 @@ def train_head(name: str, job: Job) -> Iterator[Progress]:
     texts, held_out = documents(lm, job.data), held_out_documents(lm) if job.data is None else None
     if held_out is None:
         texts, held_out = split_off(texts, EVALUATIONS * (context + 1))
+    head.read(lm, texts)
     windows = Windows(texts, separator(lm), context, regime.batch, job.seed)
     config = TrainConfig(
         steps=job.steps or regime.steps,
