@@ -10,7 +10,6 @@ acceptance seen so far at matches of this length. ``min_match`` (ours, default 1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ramify.engine.drafter import Context, Drafter, Outcome
@@ -18,6 +17,7 @@ from ramify.engine.request import Request
 from ramify.engine.tree import TokenTree
 from ramify.errors import RamifyError
 from ramify.methods.base import DraftMethod
+from ramify.methods.draft.automaton import SuffixAutomaton
 from ramify.methods.draft.sizing import ChainLength
 from ramify.methods.registry import register
 from ramify.models.calibrate import calibrate
@@ -76,70 +76,5 @@ class _SuffixDrafter(Drafter):
         return TokenTree.chain(context.tokens[end + 1 : end + 1 + length])
 
     def observe(self, outcome: Outcome) -> None:
-        if self.sizing and len(outcome.tree) > 1:
-            self.sizing.observe(self.kind, len(outcome.tree) - 1, len(outcome.path) - 1)
-
-
-class SuffixAutomaton:
-    """Automaton of all substrings of ``text``, built online, with the longest repeated suffix at hand.
-
-    States are numbers; state 0 is the empty string. ``longest``, ``link``, ``steps`` are the usual ones (Blumer et al.
-    1985); ``first_end`` is the earliest position at which the state's strings end.
-    """
-
-    def __init__(self) -> None:
-        self.text: list[int] = []
-        self.longest, self.link, self.first_end = [0], [-1], [-1]
-        self.steps: list[dict[int, int]] = [{}]
-        self.last = 0
-        self.state, self.matched = 0, 0
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Append ``tokens`` to the text."""
-        for token in tokens:
-            self._follow(token)
-            self._append(token)
-
-    def match(self) -> tuple[int, int]:
-        """Length of the longest suffix that also ends earlier in the text, and the first position where it ends."""
-        return self.matched, self.first_end[self.state]
-
-    def _follow(self, token: int) -> None:
-        """Move the matching state by ``token`` before the automaton knows that occurrence of it."""
-        while self.state and token not in self.steps[self.state]:
-            self.state = self.link[self.state]
-            self.matched = self.longest[self.state]
-        if token in self.steps[self.state]:
-            self.state = self.steps[self.state][token]
-            self.matched += 1
-
-    def _append(self, token: int) -> None:
-        end = len(self.text)
-        self.text.append(token)
-        new = self._state(self.longest[self.last] + 1, 0, end, {})
-        at = self.last
-        while at >= 0 and token not in self.steps[at]:
-            self.steps[at][token] = new
-            at = self.link[at]
-        if at >= 0:
-            next_ = self.steps[at][token]
-            if self.longest[next_] == self.longest[at] + 1:
-                self.link[new] = next_
-            else:
-                clone = self._state(
-                    self.longest[at] + 1, self.link[next_], self.first_end[next_], dict(self.steps[next_])
-                )
-                while at >= 0 and self.steps[at].get(token) == next_:
-                    self.steps[at][token] = clone
-                    at = self.link[at]
-                self.link[next_] = self.link[new] = clone
-                if self.state == next_ and self.matched <= self.longest[clone]:
-                    self.state = clone
-        self.last = new
-
-    def _state(self, longest: int, link: int, first_end: int, steps: dict[int, int]) -> int:
-        self.longest.append(longest)
-        self.link.append(link)
-        self.first_end.append(first_end)
-        self.steps.append(steps)
-        return len(self.longest) - 1
+        if self.sizing and outcome.drafted:
+            self.sizing.observe(self.kind, outcome.drafted, outcome.accepted)
