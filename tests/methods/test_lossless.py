@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, FUSED, WINDOW, build, lm, text
+from families import FAMILIES, FUSED, VOCABULARY, WINDOW, build, lm, text
 
 import ramify
 from ramify.api import generate
 from ramify.engine.result import Result
 from ramify.errors import RamifyError
 from ramify.methods.base import Method
+from ramify.methods.draft.static_automaton import StaticAutomaton
 from ramify.methods.registry import Card, catalogue, create, find
 from ramify.models.causal import DEMO, CausalLM, load
 from ramify.models.weights import unavailable
@@ -62,7 +63,9 @@ def assistant(family: str) -> Any:
 OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "assistant": lambda name: {"model": assistant(name.partition(" ")[0])},
     "prompt-lookup": lambda _: {"length": 10},
+    "sam": lambda _: {"length": 40, "auxiliary": create("token-recycling", nodes=24)},
     "suffix": lambda _: {"length": 40},
+    "suffix-decoding": lambda _: {"length": 24},
     "token-recycling": lambda _: {"nodes": 24},
 }
 # Further settings of a method that deserve the matrix too.
@@ -75,6 +78,13 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("token-recycling", {"nodes": 0}),
     ("token-recycling", {"nodes": None}),
     ("assistant", {"schedule": "constant", "length": 2}),
+    ("lookahead", {"ngram": 3, "window": 2, "guesses": 3, "advance": "accepted", "seed_from_prompt": True}),
+    ("lookahead", {"ngram": 2, "guesses": 0}),
+    ("lookahead", {"sized": True}),
+    ("sam", {"auxiliary": "lookahead", "threshold": 2}),
+    ("sam", {"auxiliary": None, "bias": 0, "corpus": StaticAutomaton.build([PROMPTS[1] * 2], VOCABULARY)}),
+    ("suffix-decoding", {"mode": "tree", "factor": 4.0, "depth": 12, "requests": 2}),
+    ("suffix-decoding", {"length": None}),
 ]
 CARDS = [card for card in catalogue() if card.family == "draft" and card.lossless]
 NAMES = [card.name for card in CARDS]
