@@ -105,7 +105,7 @@ class Head(nn.Module):
         return cls(Fit.of(lm), sizes_of(cls, options))
 
     def read(self, lm: CausalLM, texts: Sequence[Sequence[int]]) -> None:
-        """Once, before training: fill buffers with what the head takes from the training texts' ids, by default nothing.
+        """Once, before training: fill buffers with what the head takes from the training texts; by default nothing.
 
         For a vocabulary of its own; a run that is resumed reads the same texts again.
         """
