@@ -110,7 +110,7 @@ class StaticAutomaton:
             whole
             and len(self.longest) == len(self.first_end) == len(self.count) == states == len(self.offsets) - 1 > 0
             and len(self.targets) == steps == self.offsets[-1]
-            and self.offsets[0] == 0
+            and (self.offsets[0], self.longest[0]) == (0, 0)
             and _within(np.diff(self.offsets), 0, steps + 1)
             and _within(self.targets, 1, states)
             and _within(self.link[1:], 0, states)
