@@ -20,6 +20,7 @@ from ramify.api import generate
 from ramify.engine.result import Result
 from ramify.errors import RamifyError
 from ramify.methods.base import Method
+from ramify.methods.draft.datastore import Datastore
 from ramify.methods.draft.static_automaton import StaticAutomaton
 from ramify.methods.registry import Card, catalogue, create, find
 from ramify.models.causal import DEMO, CausalLM, load
@@ -61,8 +62,10 @@ def assistant(family: str) -> Any:
 
 # Options for methods that cannot be built from nothing, or would size themselves by the clock.
 OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "aded": lambda _: {"nodes": 24},
     "assistant": lambda name: {"model": assistant(name.partition(" ")[0])},
     "prompt-lookup": lambda _: {"length": 10},
+    "rest": lambda on: {"nodes": 24, "datastore": Datastore.of([*plain(on, "greedy"), *PROMPTS], VOCABULARY)},
     "sam": lambda _: {"length": 40, "auxiliary": create("token-recycling", nodes=24)},
     "suffix": lambda _: {"length": 40},
     "suffix-decoding": lambda _: {"length": 24},
@@ -83,6 +86,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("lookahead", {"sized": True}),
     ("sam", {"auxiliary": "lookahead", "threshold": 2}),
     ("sam", {"auxiliary": None, "bias": 0, "corpus": StaticAutomaton.build([PROMPTS[1] * 2], VOCABULARY)}),
+    ("aded", {"nodes": None}),
+    ("aded", {"search": "full", "scope": "request", "seed_from_prompt": True, "nodes": 60}),
+    ("rest", {"nodes": None}),
+    ("rest", {"nodes": 64, "matches": 3, "longest": 3, "shortest": 1, "length": 5}),
     ("suffix-decoding", {"mode": "tree", "factor": 4.0, "depth": 12, "requests": 2}),
     ("suffix-decoding", {"length": None}),
 ]
@@ -184,7 +191,8 @@ def test_the_demo_model(card: Card, setting: str):
     demo = demo_lm()
     prompts = ["def read(path):\n    with open(", "class Queue:\n    def __init__(self"]
     given = {"max_new_tokens": 40, "seed": 2, **SETTINGS[setting]}
-    method = make(card.name, "llama", **({"model": demo} if card.name == "assistant" else {}))
+    own: dict[str, dict[str, Any]] = {"assistant": {"model": demo}, "rest": {"datastore": None}}
+    method = make(card.name, "llama", **own.get(card.name, {}))
     plain = generate(demo, prompts, "sample" if given["do_sample"] else "greedy", **given)
     assert [each.tokens for each in generate(demo, prompts, method, **given)] == [each.tokens for each in plain]
 
