@@ -81,6 +81,13 @@ class Drafter:
         With the logits [n, V] after each where they are wanted, and by layer the wanted states [n, D].
         """
 
+    def rewind(self, length: int) -> None:
+        """Hear that nothing counts any more but the first ``length`` tokens; comes before the next draft.
+
+        It happens inside an assistant only, whose target refused what the assistant had committed. A drafter that keeps
+        things by position, or states of the last token, forgets those beyond; it may then propose nothing for a step.
+        """
+
     def draft(self, context: Context) -> TokenTree:
         """Propose a tree below the pending token; an empty one means plain decoding for this step."""
         return TokenTree.empty()

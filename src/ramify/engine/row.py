@@ -37,6 +37,14 @@ class Row:
         """How deep a draft may be, so that it and the target's own token stay within ``max_length``."""
         return self.request.max_length - len(self.tokens) - 1
 
+    def become(self, tokens: Sequence[int]) -> int:
+        """Make ``tokens`` the text, at most ``max_length``; returns how many of the first ones were there already."""
+        same = _shared(self.tokens, tokens)
+        self.tokens[same:] = tokens[same:]
+        self.length = self.start + len(tokens)
+        self.buffer[self.start + same : self.length] = torch.tensor(tokens[same:], dtype=torch.long)
+        return same
+
     def draft(self, levels: int) -> TokenTree:
         """What the drafter proposes below the pending token, at most ``levels`` deep."""
         if self.drafter is None or levels < 1:
@@ -87,6 +95,14 @@ class Row:
     def _criterion_met(self) -> bool:
         ids = self.buffer[None, : self.length]
         return any(bool(torch.as_tensor(criterion(ids, None)).any()) for criterion in self.request.criteria)
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    for place, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+        if mine != theirs:
+            return place
+    return min(len(one), len(other))
 
 
 def read(session: Session, rows: Sequence[Row], texts: Sequence[Sequence[int]]) -> int:

@@ -42,10 +42,15 @@ def match(tree: TokenTree, target: NodeLaws, generator: torch.Generator) -> Verd
     ``generator`` is unused: the choice comes from the sequence's position-indexed noise, so the tokens equal those of
     plain decoding with the same seed.
     """
+    return walk(tree, target.pick)
+
+
+def walk(tree: TokenTree, choose: Callable[[int], int]) -> Verdict:
+    """From the root to the child that carries the token chosen after each node, as far as there is one."""
     tokens = tree.tokens.tolist()
     path = [0]
     while True:
-        token = target.pick(path[-1])
+        token = choose(path[-1])
         child = next((c for c in tree.shape.children[path[-1]] if tokens[c] == token), None)
         if child is None:
             return Verdict(tuple(path), token)
