@@ -353,7 +353,7 @@ def test_the_auxiliary_sees_everything():
 
 
 def test_the_auxiliary_keeps_its_memory_from_request_to_request():
-    method = SAMDecoding(length=40, auxiliary=TokenRecycling(nodes=12))
+    method = SAMDecoding(length=40, auxiliary=TokenRecycling(template="paper", nodes=12))
     prompt = text(14, 2, period=6)
     first, second = (generate(lm("llama"), prompt, method, max_new_tokens=30) for _ in range(2))
     assert first.tokens == second.tokens == generate(lm("llama"), prompt, "greedy", max_new_tokens=30).tokens
