@@ -20,6 +20,7 @@ from ramify.api import generate
 from ramify.engine.result import Result
 from ramify.errors import RamifyError
 from ramify.methods.base import Method
+from ramify.methods.draft.hidden_transfer_head import HiddenTransferHead
 from ramify.methods.draft.datastore import Datastore
 from ramify.methods.draft.static_automaton import StaticAutomaton
 from ramify.methods.registry import Card, catalogue, create, find
@@ -64,6 +65,7 @@ def assistant(family: str) -> Any:
 OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "aded": lambda _: {"nodes": 24},
     "assistant": lambda name: {"model": assistant(name.partition(" ")[0])},
+    "hidden-transfer": lambda on: {"head": HiddenTransferHead.new(target(on)), "budget": 24},
     "prompt-lookup": lambda _: {"length": 10},
     "rest": lambda on: {"nodes": 24, "datastore": Datastore.of([*plain(on, "greedy"), *PROMPTS], VOCABULARY)},
     "sam": lambda _: {"length": 40, "auxiliary": create("token-recycling", nodes=24)},
