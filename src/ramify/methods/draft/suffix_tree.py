@@ -165,7 +165,8 @@ class SuffixTree:
             return
         if node.best is None or probability * node.best.count < floor * node.count:
             return
-        for child in node.children.values() if branch else (node.best,):
+        others = [child for child in node.children.values() if child is not node.best] if branch else []
+        for child in (node.best, *others):
             share = probability * child.count / node.count
             if share >= floor:
                 yield share, child.token, Place(child)
