@@ -20,8 +20,9 @@ from ramify.api import generate
 from ramify.engine.result import Result
 from ramify.errors import RamifyError
 from ramify.methods.base import Method
-from ramify.methods.draft.hidden_transfer_head import HiddenTransferHead
 from ramify.methods.draft.datastore import Datastore
+from ramify.methods.draft.hidden_transfer_head import HiddenTransferHead
+from ramify.methods.draft.ppd_head import PromptTokens
 from ramify.methods.draft.static_automaton import StaticAutomaton
 from ramify.methods.registry import Card, catalogue, create, find
 from ramify.models.causal import DEMO, CausalLM, load
@@ -66,6 +67,7 @@ OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "aded": lambda _: {"nodes": 24},
     "assistant": lambda name: {"model": assistant(name.partition(" ")[0])},
     "hidden-transfer": lambda on: {"head": HiddenTransferHead.new(target(on)), "budget": 24},
+    "ppd": lambda on: {"head": PromptTokens.new(target(on)), "budget": 40},
     "prompt-lookup": lambda _: {"length": 10},
     "rest": lambda on: {"nodes": 24, "datastore": Datastore.of([*plain(on, "greedy"), *PROMPTS], VOCABULARY)},
     "sam": lambda _: {"length": 40, "auxiliary": create("token-recycling", nodes=24)},
@@ -82,6 +84,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("token-recycling", {"template": "paper", "nodes": None, "scope": "request", "seed_from_prompt": False}),
     ("token-recycling", {"nodes": 0}),
     ("token-recycling", {"nodes": None}),
+    ("ppd", {"budget": 9}),
+    ("ppd", {"budget": 20, "allocation": "naive"}),
+    ("ppd", {"budget": 2, "allocation": "chain"}),
     ("assistant", {"schedule": "constant", "length": 2}),
     ("lookahead", {"ngram": 3, "window": 2, "guesses": 3, "advance": "accepted", "seed_from_prompt": True}),
     ("lookahead", {"ngram": 2, "guesses": 0}),

@@ -1,0 +1,173 @@
+"""Parallel prompt decoding (PPD): trained prompt tokens guess ahead in the very pass that verifies earlier guesses.
+
+Chen et al., "Hardware-Aware Parallel Prompt Decoding for Memory-Efficient Acceleration of LLM Inference",
+arXiv 2405.18628 (Findings of EMNLP 2025). n embeddings are trained, nothing else (``ppd_head.py``). Every guess v of
+the draft tree carries c(v) of them and the pending token all n, as ghost nodes: prompt token k stands k places behind
+its node, and its logits guess the token k + 1 ahead. Whichever node v* is accepted last, the guesses for the next step
+are there already: the top 10 of each of its prompt tokens fill the tree T_d of the next state, d = c(v*).
+
+The trees are laid out as in ``sparse_tree.py``, from the head's own rank accuracies, apart for greedy and for sampled
+text. ``budget=None`` takes the B with the most expected tokens a second on the machine's cost curve,
+(1 + E(B)) / cost(B + 1 + n), and drafts nothing where none beats plain decoding.
+
+Exact for every target law: the engine verifies by matching. (The paper samples by typical acceptance, which is not
+exact.) Prompt tokens are never accepted and leave nothing in the cache. The first step has no guesses and scores the
+pending token with its prompt tokens; so does every step after one that ended, in a union with other drafters, at a node
+that carries none of ours. Siblings of different parents share their guesses, as P(v) supposes.
+
+Cost per step: one pass of up to B + 1 + n rows, and a top-10 of d rows. The head has n · m · D numbers. Limit: where
+embeddings of a prompt token see their neighbours (masks "decoder" and "encoder" with m > 1), no tree lays them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ramify.engine.drafter import Context, Drafter, Outcome
+from ramify.engine.request import Request
+from ramify.engine.tree import Ghosts, TokenTree, TreeShape
+from ramify.errors import RamifyError, unknown
+from ramify.methods.base import DraftMethod
+from ramify.methods.draft.ppd_head import PromptTokens
+from ramify.methods.draft.sparse_tree import ALLOCATIONS, DynamicTree, SparseTree, dynamic_tree
+from ramify.methods.draft.template import Template
+from ramify.methods.head import load_head
+from ramify.methods.registry import register
+from ramify.models.calibrate import calibrate
+from ramify.models.causal import CausalLM
+
+BUDGETS = (4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 50, 60, 80, 105)
+
+
+@register(
+    name="ppd",
+    title="Hardware-Aware Parallel Prompt Decoding for Memory-Efficient Acceleration of LLM Inference",
+    paper="arXiv 2405.18628",
+    family="draft",
+    needs=("logits", "training"),
+    lossless=True,
+)
+@dataclass(frozen=True)
+class Ppd(DraftMethod):
+    """Trained prompt tokens beside every node of the draft tree guess the next draft in the same pass.
+
+    ``head``: the trained prompt tokens, a folder that ``ramify train ppd`` made; None for the demo model's own.
+    ``budget``: guesses and their prompt tokens in a pass (0: draft nothing); None sizes it by the machine's cost curve.
+    ``allocation``: how prompt tokens are shared out, "pruned" (paper), or an ablation: "naive", "random", "chain".
+    """
+
+    head: Any = None  # type: ignore[misc]  # what the class trains, as an option of its objects
+    budget: int | None = None
+    allocation: Literal["pruned", "naive", "random", "chain"] = "pruned"
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.budget != 0 and self.budget < 2:
+            raise RamifyError(f"budget must be at least 2, for a guess and its prompt token, or 0; got {self.budget}")
+        if self.allocation not in ALLOCATIONS:
+            raise unknown("allocation", self.allocation, ALLOCATIONS)
+
+    def drafter(self, lm: CausalLM, request: Request) -> Drafter:
+        head: PromptTokens | None = self.memory.get(("head", lm))
+        if head is None:
+            head = self.memory["head", lm] = load_head(PromptTokens, self.head, lm)
+            _require_tree(head)
+        key = "plans", request.sampler.greedy, lm
+        if key not in self.memory:
+            tree = self._tree(lm, head.accuracy[0 if request.sampler.greedy else 1].tolist())
+            self.memory[key] = plans(tree, head) if tree is not None else None
+        found: list[Plan] | None = self.memory[key]
+        return Drafter() if found is None else Prompter(found, head)
+
+    def _tree(self, lm: CausalLM, accuracy: Sequence[Sequence[float]]) -> DynamicTree | None:
+        if self.budget is not None:
+            return dynamic_tree(accuracy, self.budget, self.allocation) if self.budget else None
+        trees = {
+            tree.rows - 1: tree for tree in (dynamic_tree(accuracy, budget, self.allocation) for budget in BUDGETS)
+        }
+        best = calibrate(lm).best(lambda rows: 1.0 + trees[rows].expected if rows else 1.0, list(trees))
+        return trees.get(best)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The draft of one state: which guesses, and the prompt tokens beside them."""
+
+    template: Template
+    ghosts: Ghosts
+
+
+def plans(tree: DynamicTree, head: PromptTokens) -> list[Plan]:
+    """The drafts of the states 0 (nothing is known: the pending token and its prompt tokens alone) to n."""
+    states = [SparseTree((), (), (), 0.0), *tree.trees]
+    return [Plan(Template(state.paths), _ghosts(state, head)) for state in states]
+
+
+def _ghosts(tree: SparseTree, head: PromptTokens) -> Ghosts:
+    """n prompt tokens behind the pending token and c(v) behind every guess, each as ``ensemble`` parallel chains."""
+    ensemble = head.sizes.ensemble
+    parents: list[int] = []
+    kinds: list[int] = []
+    for node, prompts in [(-1, head.sizes.prompts), *enumerate(tree.prompts)]:
+        for kind in range(prompts * ensemble):
+            earlier = len(tree.paths) + len(parents) - ensemble
+            parents.append(node if kind < ensemble else earlier)
+            kinds.append(kind)
+    return Ghosts(tuple(parents), tuple(kinds), 0, head.states)
+
+
+def _require_tree(head: PromptTokens) -> None:
+    """Refuse a head whose prompt tokens see each other in a way that no tree lays out."""
+    sizes = head.sizes
+    if (sizes.mask == "decoder" and sizes.ensemble > 1) or (sizes.mask == "encoder" and len(head.embeddings) > 1):
+        raise RamifyError(
+            f"prompt tokens that see each other as mask={sizes.mask!r} says cannot stand in a draft tree; "
+            "train them with mask=ensemble"
+        )
+
+
+class Prompter(Drafter):
+    """Turns the prompt tokens' logits at the last accepted node into the next draft."""
+
+    def __init__(self, plans: Sequence[Plan], head: PromptTokens) -> None:
+        self.plans, self.head = plans, head
+        self.guesses: Tensor | None = None
+
+    def start(self, prompt: Sequence[int]) -> None:
+        self.guesses = None
+
+    def rewind(self, length: int) -> None:
+        self.guesses = None
+
+    def draft(self, context: Context) -> TokenTree:
+        if self.guesses is None:
+            return TokenTree(torch.empty(0, dtype=torch.long), TreeShape.of(()), ghosts=self.plans[0].ghosts)
+        plan = self.plans[len(self.guesses)]
+        return replace(plan.template.fill(self.guesses), ghosts=plan.ghosts)
+
+    def observe(self, outcome: Outcome) -> None:
+        own = _behind(outcome.tree, outcome.path[-1])
+        self.guesses = None
+        if own and outcome.ghosts is not None:
+            logits = outcome.ghosts[own].view(-1, self.head.sizes.ensemble, outcome.ghosts.shape[-1]).mean(dim=1)
+            self.guesses = logits.topk(self.head.accuracy.shape[-1], dim=-1).indices.cpu()
+
+
+def _behind(tree: TokenTree, node: int) -> list[int]:
+    """The ghosts that stand behind ``node`` itself, in order."""
+    if tree.ghosts is None:
+        return []
+    found: set[int] = {node}
+    own: list[int] = []
+    for ghost, parent in enumerate(tree.ghosts.parents):
+        if parent in found:
+            found.add(len(tree) + ghost)
+            own.append(ghost)
+    return own
+
+
+Ppd.head = PromptTokens
