@@ -78,10 +78,10 @@ class Decoder:
 
     def _score(self, unread: Sequence[int], tree: TokenTree, layers: Sequence[int]) -> Scores:
         """The scores of ``tree``, with the tokens that come before it read in the same pass."""
-        scored = tree
+        whole = tree
         for token in reversed(unread):
-            scored = scored.rooted(token)
-        scores = self.session.score(scored, hidden_layers=layers)
+            whole = whole.rooted(token)
+        scores = self.session.score(whole, hidden_layers=layers)
         self.rows_run = scores.rows_run
         if scores.logits.shape[-1] != self.vocabulary:
             scores = replace(scores, logits=_fit(scores.logits, self.vocabulary))

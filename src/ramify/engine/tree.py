@@ -223,6 +223,8 @@ class TokenTree:
 
     def rooted(self, token: int) -> TokenTree:
         """This tree below a new node 0 that carries ``token`` (the pending one)."""
+        if len(self) == 0 and self.ghosts is None:
+            return TokenTree.chain([token])
         root = torch.tensor([token], dtype=torch.long, device=self.tokens.device)
         drawn = {node + 1: draw for node, draw in self.drawn.items()}
         embeddings = soft = None

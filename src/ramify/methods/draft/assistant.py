@@ -5,27 +5,45 @@ al., arXiv 2302.01318. The assistant samples under the target's own processors a
 comparable with p and is the law that its tokens were drawn from. ``verifier``: "speculative" (token by token, as in
 the papers), "block" (arXiv 2403.10444, never accepts less), or "match" (the same tokens as plain decoding with the
 same seed; the assistant then draws with the target's own noise). ``schedule``: "heuristic" is transformers' classic
-one (+2 tokens after full acceptance, else −1, at least 1), "constant" keeps ``length`` (default 5).
+one (+2 tokens after full acceptance, else −1, at least 1), "constant" keeps ``length`` (default 5), "auto" drafts what
+the cost curves of both models and the acceptance in this sequence say is fastest, which may be nothing (``Fastest``).
 
-An assistant pays when it is many times smaller than the target and shares its vocabulary.
+A drafter inside the drafter (``inner``): the assistant decodes by draft and verification itself, so that trees are
+verified by the small model and the target sees a short chain of good tokens (HierSpec, arXiv 2505.22179, is such a
+composition: ``ramify.methods.draft.specmquant``). It steps until the chain has ``length`` tokens; the last step may add
+up to ``levels`` more. At every node it takes one sample of its own law, with the target's noise or drawn for the
+occasion, and follows the child that carries it: whatever its drafter proposes, the chain's law is q, and where it ends
+depends on tokens before the end only, so every rule stays exact for it. An assistant inside an assistant draws best
+with the same ``verifier`` as the outer one.
+
+Another tokenizer (ours, automatic): what the assistant writes is translated by text (``Translated``); the drafts are
+then no draws, and every rule accepts each with the probability that the target gives it. Vocabularies that only differ
+in unused ids at their end are one vocabulary.
+
+Cost per step: a pass of the assistant for every drafted token, or every few with a drafter of its own. It pays when it
+is many times smaller than the target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
+from ramify.engine.decoder import Decoder
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.drawn import Drawn, draw
 from ramify.engine.request import Request
-from ramify.engine.session import Session
+from ramify.engine.sampling import NodeLaws
 from ramify.engine.tree import TokenTree, TreeShape
+from ramify.engine.verify import Verdict, Verifier, match, walk
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import DraftMethod, verification_rule
-from ramify.methods.registry import register
+from ramify.methods.draft.schedule import Fastest, Heuristic, Schedule
+from ramify.methods.draft.translate import LONG, Translated, same_vocabulary
+from ramify.methods.registry import create, register
+from ramify.models.calibrate import calibrate
 from ramify.models.causal import CausalLM, load
 
 
@@ -39,99 +57,130 @@ from ramify.models.causal import CausalLM, load
 )
 @dataclass(frozen=True)
 class Assistant(DraftMethod):
-    """A smaller model of the same vocabulary drafts a chain.
+    """A smaller model drafts a chain.
 
-    ``model``: the assistant, as ``ramify.load`` takes it or loaded already.
+    ``model``: the assistant, as ``ramify.load`` takes it or loaded already. ``length``: tokens drafted, at first or
+    always. ``schedule``: "heuristic", "constant", or "auto". ``verifier``: "speculative", "block", or "match".
+    ``inner``: a draft method, by name or as an object, with which the assistant itself decodes. ``levels``: how deep
+    its trees are at most. ``plain_first``: after a refusal the assistant first decodes a token without it.
     """
 
     model: Any = None
     length: int = 5
-    schedule: Literal["heuristic", "constant"] = "heuristic"
+    schedule: Literal["heuristic", "constant", "auto"] = "heuristic"
     verifier: Literal["speculative", "block", "match"] = "speculative"
+    inner: Any = None
+    levels: int = 3
+    plain_first: bool = False
 
     def __post_init__(self) -> None:
         if self.model is None:
             raise RamifyError("the assistant method needs a model: -o model=PATH, or Assistant(model=…)")
-        if self.length < 1:
-            raise RamifyError(f"length must be at least 1, got {self.length}")
-        if self.schedule not in ("heuristic", "constant"):
-            raise unknown("schedule", self.schedule, ["heuristic", "constant"])
+        for name, value in (("length", self.length), ("levels", self.levels)):
+            if value < 1:
+                raise RamifyError(f"{name} must be at least 1, got {value}")
+        if self.schedule not in ("heuristic", "constant", "auto"):
+            raise unknown("schedule", self.schedule, ["heuristic", "constant", "auto"])
         if not verification_rule(self.verifier).lossless:
             raise RamifyError(f"verifier {self.verifier!r} is not lossless, which this method promises to be")
+        _draft_method(self.inner)
 
     def drafter(self, lm: CausalLM, request: Request) -> Drafter:
-        assistant = self.memory.get("assistant")
+        assistant = self._assistant()
+        shared = self.memory.get(("shared", lm))
+        if shared is None:
+            shared = self.memory["shared", lm] = same_vocabulary(lm, assistant)
+        if self.schedule == "auto":
+            schedule: Schedule = Fastest(calibrate(lm), calibrate(assistant))
+        else:
+            schedule = (Heuristic if self.schedule == "heuristic" else Schedule)(self.length)
+        inner = self.memory.setdefault("inner", _draft_method(self.inner))
+        if shared:
+            limit = min(request.max_length - 1, assistant.context + 1)
+            return Chain(self, assistant, replace(request, max_length=limit), schedule, inner, lm.vocab_size)
+        # A law over the target's tokens says nothing of the assistant's, whose best guess is its likeliest one.
+        request = Request([], min(LONG * request.max_length, assistant.context + 1))
+        return Translated(Chain(self, assistant, request, schedule, inner, assistant.vocab_size), lm, assistant)
+
+    def _assistant(self) -> CausalLM:
+        assistant: CausalLM | None = self.memory.get("assistant")
         if assistant is None:
-            given = self.model if isinstance(self.model, CausalLM) else load(self.model)
-            assistant = self.memory["assistant"] = given
-        _same_vocabulary(lm, assistant)
-        assistant.require_trees("as an assistant")
-        return _AssistantDrafter(assistant, self)
+            assistant = self.model if isinstance(self.model, CausalLM) else load(self.model)
+            assistant.require_trees("as an assistant")
+            self.memory["assistant"] = assistant
+        return assistant
 
 
-class _AssistantDrafter(Drafter):
-    """Keeps the assistant's cache in step with the committed text."""
+class Chain(Drafter):
+    """The assistant at work on one sequence: its decoder follows the committed text and writes on.
 
-    def __init__(self, lm: CausalLM, options: Assistant) -> None:
-        self.session = Session(lm)
-        self.options = options
-        self.length = options.length
-        self.cached: list[int] = []
+    ``request``: settings, and how long the text with a draft may get. ``vocabulary``: of whom the drafts are for.
+    """
+
+    def __init__(
+        self,
+        options: Assistant,
+        lm: CausalLM,
+        request: Request,
+        schedule: Schedule,
+        inner: DraftMethod | None,
+        vocabulary: int,
+    ) -> None:
+        self.options, self.lm, self.request, self.schedule = options, lm, request, schedule
+        self.inner, self.vocabulary = inner, vocabulary
+        self.decoder: Decoder | None = None
+        self.refused = False
 
     def draft(self, context: Context) -> TokenTree:
-        known = len(context.tokens)
-        count = min(self.length, context.levels, self.session.lm.context - known + 1)
-        if count < 1:  # the text has outgrown the assistant's context, though not the target's
+        count = min(self.schedule.choose(), context.levels, self.request.max_length - len(context.tokens))
+        # A text beyond the assistant's context or vocabulary is within the target's all the same.
+        if count < 1 or (self.lm.vocab_size < self.vocabulary and max(context.tokens) >= self.lm.vocab_size):
             return TokenTree.empty()
-        self._catch_up(context.tokens)
-        prefix = torch.tensor([*context.tokens, *[0] * count], device=self.session.lm.device)
+        decoder = self._follow(context)
+        drawn: list[Drawn] = []
+        verifier = _drawing(drawn)
+        if self.request.sampler.greedy or self.options.verifier == "match":
+            verifier = match  # under noise it is the target's own, so agreement is likely (Gumbel coupling)
         tokens: list[int] = []
-        drawn: dict[int, Drawn] = {}
-        for place in range(count):
-            last = int(prefix[known + place - 1])
-            logits = self.session.score(TokenTree.chain([last])).logits[0, 0]
-            self.session.keep([[0]])
-            self.cached.append(last)
-            if context.sampler.is_argmax:
-                token = int(logits.argmax())
-            elif self.options.verifier == "match":
-                # The target will choose with this very noise, so agreement is likely (Gumbel coupling).
-                law = context.sampler.law(prefix[: known + place], logits)
-                token = context.sampler.noise.pick(law, context.position + place)
-            else:
-                choice = draw(context.sampler.law(prefix[: known + place], logits), 1, context.generator)
-                drawn[place - 1] = choice
-                [token] = choice.tokens
-            tokens.append(token)
-            prefix[known + place] = token
-        return TokenTree(torch.tensor(tokens, dtype=torch.long), TreeShape.chain(len(tokens)), drawn)
+        while len(tokens) < count and self.request.stop_tokens.isdisjoint(tokens):
+            levels = min(self.options.levels, context.levels - len(tokens) - 1)
+            tokens += decoder.step(0 if self.refused else levels, verifier)
+            self.refused = False
+            self.schedule.ran(decoder.rows_run)
+        return TokenTree(torch.tensor(tokens), TreeShape.chain(len(tokens)), dict(enumerate(drawn, -1)))
 
     def observe(self, outcome: Outcome) -> None:
-        if self.options.schedule == "heuristic":
-            full = len(outcome.path) == len(outcome.tree)
-            self.length = self.length + 2 if full else max(1, self.length - 1)
+        self.schedule.observe(outcome.drafted, outcome.accepted)
+        self.refused = self.options.plain_first and outcome.accepted < outcome.drafted
 
-    def _catch_up(self, tokens: Sequence[int]) -> None:
-        """Cache everything but the pending token, forgetting drafts that were not accepted."""
-        wanted = tokens[:-1]
-        same = 0
-        for mine, theirs in zip(self.cached, wanted, strict=False):
-            if mine != theirs:
-                break
-            same += 1
-        self.session.truncate([same])
-        if same < len(wanted):
-            self.session.prefill([wanted[same:]])
-        self.cached = list(wanted)
+    def _follow(self, context: Context) -> Decoder:
+        decoder = self.decoder
+        if decoder is None:
+            request = replace(self.request, prompt=list(context.tokens))
+            drafter = self.inner.drafter(self.lm, request) if self.inner else None
+            decoder = self.decoder = Decoder(self.lm, request, drafter, self.vocabulary)
+        decoder.follow(context.tokens, context.generator)
+        return decoder
 
 
-def _same_vocabulary(target: CausalLM, assistant: CausalLM) -> None:
-    """Raise ``RamifyError`` unless the same id means the same token to both models."""
-    differ = target.vocab_size != assistant.vocab_size
-    if target.tokenizer is not None and assistant.tokenizer is not None:
-        differ = differ or target.tokenizer.get_vocab() != assistant.tokenizer.get_vocab()
-    if differ:
-        raise RamifyError(
-            f"the assistant {assistant.name} has another vocabulary ({assistant.vocab_size} tokens) than "
-            f"{target.name} ({target.vocab_size}); choose an assistant with the same tokenizer"
-        )
+def _drawing(drawn: list[Drawn]) -> Verifier:
+    """A verifier that draws a token after every node that it visits, and notes the draw."""
+
+    def verify(tree: TokenTree, target: NodeLaws, generator: torch.Generator) -> Verdict:
+        def choose(node: int) -> int:
+            drawn.append(draw(target.law(node), 1, generator))
+            return drawn[-1].tokens[0]
+
+        return walk(tree, choose)
+
+    return verify
+
+
+def _draft_method(method: Any) -> DraftMethod | None:
+    """The method that is meant, by name or as an object."""
+    if method is None:
+        return None
+    found = create(method)
+    if not isinstance(found, DraftMethod):
+        raise RamifyError(f"{found.card.name} proposes no drafts, so the assistant cannot decode with it")
+    return found
