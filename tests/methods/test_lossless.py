@@ -70,6 +70,7 @@ OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "ppd": lambda on: {"head": PromptTokens.new(target(on)), "budget": 40},
     "prompt-lookup": lambda _: {"length": 10},
     "rest": lambda on: {"nodes": 24, "datastore": Datastore.of([*plain(on, "greedy"), *PROMPTS], VOCABULARY)},
+    "s2d": lambda on: {"draft": assistant(on.partition(" ")[0]), "exits": (1, 2)},
     "sam": lambda _: {"length": 40, "auxiliary": create("token-recycling", nodes=24)},
     "suffix": lambda _: {"length": 40},
     "suffix-decoding": lambda _: {"length": 24},
@@ -99,6 +100,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("rest", {"nodes": 64, "matches": 3, "longest": 3, "shortest": 1, "length": 5}),
     ("suffix-decoding", {"mode": "tree", "factor": 4.0, "depth": 12, "requests": 2}),
     ("suffix-decoding", {"length": None}),
+    ("s2d", {"thresholds": (0.2,), "coupled": True, "schedule": "constant", "length": 3}),
 ]
 CARDS = [card for card in catalogue() if card.family == "draft" and card.lossless]
 NAMES = [card.name for card in CARDS]
