@@ -153,19 +153,19 @@ class Adapted:
     """
 
     def __init__(self, corpus: TrigramTable, successors: int) -> None:
-        self.corpus, self.successors = corpus, successors
+        self.size, self.known, self.successors = corpus.vocab_size, corpus.row, successors
         self.rows: dict[int, Row] = {}
 
     def pair(self, u: int, v: int) -> int:
-        return u * self.corpus.vocab_size + v
+        return u * self.size + v
 
     def next(self, pair: int, token: int) -> int:
         """The pair of a pair's second token and ``token``."""
-        return pair % self.corpus.vocab_size * self.corpus.vocab_size + token
+        return pair % self.size * self.size + token
 
     def row(self, pair: int) -> Row | None:
         """The successors of a pair, or None."""
-        return self.rows.get(pair) or self.corpus.row(pair)
+        return self.rows.get(pair) or self.known(pair)
 
     def reinforce(self, pair: int, token: int, by: float, cap: float) -> None:
         """M[pair][token] <- min(cap, M[pair][token] + by)."""
@@ -173,7 +173,7 @@ class Adapted:
         if row is None:
             if len(self.rows) >= KEYS:
                 del self.rows[next(iter(self.rows))]
-            known = self.corpus.row(pair)
+            known = self.known(pair)
             row = self.rows[pair] = known.copy() if known else Row([], [])
         row.reinforce(token, by, cap, self.successors)
 
