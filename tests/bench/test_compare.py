@@ -176,6 +176,11 @@ def test_a_real_model() -> None:
     assert lookup.identical == lookup.compared == 2
     assert greedy.mat == 1.0
     assert sum(length * count for length, count in lookup.accepted_lengths.items()) == 48
+    assert greedy.off_share == 1.0
+    assert greedy.acceptance_by_depth == []
+    assert lookup.off_share is not None
+    calls = (1.0 - lookup.off_share) * lookup.target_calls
+    assert sum(lookup.acceptance_by_depth) * calls == pytest.approx(lookup.accepted)
     assert greedy.shares is not None
     assert sum(greedy.shares.values()) == pytest.approx(1, abs=0.02)
     assert sum(len(step.committed) for step in found.steps[1][0]) == 24

@@ -215,6 +215,7 @@ class TestWithTheDemoModel:
             ours = answered("generate", "-", *settings, "--method", *method, stdin="import os\n\ndef walk(")
             assert ours["tokens"] == plain["tokens"]
             assert ours["stats"]["target_calls"] <= plain["stats"]["target_calls"] == 32
+            assert ours["stats"]["off_share"] <= plain["stats"]["off_share"] == 1.0
 
     def test_seed_and_temperature(self, answered: Callable[..., dict[str, Any]]) -> None:
         sampled = ["generate", "def ", "--temperature", "0.8", "--max-new-tokens", "16", "--method", "sample"]

@@ -26,8 +26,9 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 def row(label: str, ratio: Spread, drafted: int) -> Row:
     return Row(
         label=label, method="m", lossless=True, tokens_per_second=120.0 * ratio.median, tokens_per_cpu_second=100.0,
-        ratio=ratio, cpu_ratio=ratio, group_ratios={}, tokens=7, target_calls=4, row_steps=9, drafted=drafted, accepted=3, mat=1.75,
-        accepted_lengths={1: 2, 2: 1, 3: 1},
+        ratio=ratio, cpu_ratio=ratio, group_ratios={}, tokens=7, target_calls=4, row_steps=9, drafted=drafted,
+        accepted=3, mat=1.75,
+        accepted_lengths={1: 2, 2: 1, 3: 1}, off_share=0.0, acceptance_by_depth=[0.5, 0.25],
         shares={"prefill": 0.1, "draft": 0.1, "score": 0.7, "verify": 0.05, "other": 0.05},
         prefill_seconds=0.1, memory=10**9, outcomes=[Outcome("p<1>", 7, 4, (0.1,), True)],
     )  # fmt: skip

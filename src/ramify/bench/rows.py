@@ -55,11 +55,13 @@ class Row:
     together; ``tokens_per_cpu_second``: the same over CPU time. ``ratio``, ``cpu_ratio``: these two, repeat by
     repeat, over those of the first method on the same prompts; ``group_ratios``: ``ratio`` within each prompt group.
     ``tokens``, ``target_calls``, ``row_steps`` (rows that these calls evaluated), ``drafted``, ``accepted``: sums over
-    the prompts, first repeat. ``mat``: tokens per
-    target call (prefill is no such call); None where the method does not tell its calls. ``accepted_lengths``: how
-    many calls committed 1, 2, … tokens. ``shares``: share of the wall time in each of ``PARTS``, all repeats
-    together, or None where the method does not tell. ``prefill_seconds``: wall time of all prefills of one repeat, on
-    average. ``memory``: peak in bytes over all calls.
+    the prompts, first repeat, as are the next four. ``mat``: tokens per target call (prefill is no such call); None
+    where the method does not tell its calls. ``accepted_lengths``: how many calls committed 1, 2, … tokens.
+    ``off_share``: share of the calls without a proposed node; None where the method does not tell its drafts.
+    ``acceptance_by_depth``: for depth 1, 2, …, share of the calls with a draft that committed a proposed node there.
+    ``shares``: share of the wall time in each of ``PARTS``, all repeats together, or None where the method does not
+    tell. ``prefill_seconds``: wall time of all prefills of one repeat, on average. ``memory``: peak in bytes over all
+    calls.
     """
 
     label: str
@@ -77,6 +79,8 @@ class Row:
     accepted: int
     mat: float | None
     accepted_lengths: dict[int, int]
+    off_share: float | None
+    acceptance_by_depth: list[float]
     shares: dict[str, float] | None
     prefill_seconds: float
     memory: int
@@ -122,6 +126,8 @@ def summarise(
     generated = sum(len(t.result.tokens) for t in answered)
     calls = sum(stats.target_calls for stats in first)
     tokens = sum(len(trial.result.tokens) for trial in trials[0] if trial)
+    drafts = sum(stats.draft_calls for stats in first)
+    depths = sorted(sum((stats.accepted_depths for stats in first), Counter[int]()).items())
     everything = range(len(prompts))
     groups: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -144,6 +150,8 @@ def summarise(
         accepted=sum(stats.accepted for stats in first),
         mat=tokens / calls if calls else None,
         accepted_lengths=dict(sorted(sum((stats.accepted_lengths for stats in first), Counter()).items())),
+        off_share=1.0 - drafts / calls if calls and (drafts or not depths) else None,
+        acceptance_by_depth=[count / drafts for _, count in depths] if drafts else [],
         shares=_shares(answered, wall),
         prefill_seconds=prefill / len(trials),
         memory=max((t.memory for t in answered), default=0),

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ramify.api import Stream
     from ramify.engine.result import Result
 
+DERIVED = (
+    "tokens_per_call", "tokens_per_second", "acceptance_rate", "acceptance_by_depth", "off_share", "draft_share",
+)  # fmt: skip
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")] = "-",
@@ -64,8 +68,10 @@ def generate(
     result = show(stream, silent=json)
     if json:
         shell.emit({"model": model, "method": method, "seed": seed, "prompt": text, **report(result)})
-    else:
-        shell.note(footer(result))
+        return
+    for said in result.notes:
+        shell.note(said)
+    shell.note(footer(result))
 
 
 def sampling(temperature: float | None, top_p: float | None, top_k: int | None) -> dict[str, Any]:
@@ -112,5 +118,6 @@ def report(result: Result) -> dict[str, Any]:
     """A result as JSON shows it, events left out."""
     stats = result.stats
     figures = {field.name: getattr(stats, field.name) for field in fields(stats)}
-    figures |= {"tokens_per_call": stats.tokens_per_call, "tokens_per_second": stats.tokens_per_second}
-    return {"text": result.text, "tokens": result.tokens, "finish": result.finish, "stats": figures}
+    figures |= {name: getattr(stats, name) for name in DERIVED}
+    notes = result.notes
+    return {"text": result.text, "tokens": result.tokens, "finish": result.finish, "stats": figures, "notes": notes}

@@ -64,4 +64,11 @@ class Finished:
     reason: str
 
 
-Event = Prefilled | Drafted | Scored | Accepted | Finished
+@dataclass(frozen=True)
+class Noted:
+    """Something about the call that its caller should know, as one sentence."""
+
+    text: str
+
+
+Event = Prefilled | Drafted | Scored | Accepted | Finished | Noted

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ramify.engine.events import Accepted, Drafted, Event, Finished, Prefilled, Scored
+from ramify.engine.events import Accepted, Drafted, Event, Finished, Noted, Prefilled, Scored
 
 
 @dataclass
@@ -17,9 +17,11 @@ class Stats:
     ``target_calls``: forward passes of the target while decoding, prefill aside. ``prefill_calls``: those of the
     prefill. ``row_steps``: rows that the target evaluated while decoding, nodes of a tree counted one by one, padding
     included. ``drafted``: proposed nodes, the pending token aside. ``accepted``: proposed nodes that were committed.
-    ``accepted_lengths``: how often 1, 2, … tokens were committed by one call. ``draft_seconds``, ``score_seconds``,
-    ``verify_seconds`` (verification and the drafter's learning), ``prefill_seconds``: wall time of each
-    part; ``wall_seconds`` and ``cpu_seconds``: of the whole call, batch included.
+    ``accepted_lengths``: how often 1, 2, … tokens were committed by one call. ``draft_calls``: target calls with at
+    least one proposed node. ``accepted_depths``: at depth d = 1, 2, … below the pending token, the calls that committed
+    a proposed node. ``draft_seconds``, ``score_seconds``, ``verify_seconds`` (verification and the drafter's learning),
+    ``prefill_seconds``: wall time of each part; ``wall_seconds`` and ``cpu_seconds``: of the whole call, with the
+    other rows of a batch.
     """
 
     prompt_tokens: int = 0
@@ -30,6 +32,8 @@ class Stats:
     drafted: int = 0
     accepted: int = 0
     accepted_lengths: Counter[int] = field(default_factory=Counter)
+    draft_calls: int = 0
+    accepted_depths: Counter[int] = field(default_factory=Counter)
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0
     score_seconds: float = 0.0
@@ -52,6 +56,33 @@ class Stats:
         """Wall time after the prefill."""
         return self.wall_seconds - self.prefill_seconds
 
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the proposed nodes that were committed; low for broad trees, of which only one path can be."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def acceptance_by_depth(self) -> list[float]:
+        """For depth 1, 2, …: share of the calls with a draft that committed a proposed node there.
+
+        It falls from depth to depth, and its sum is the mean number of accepted nodes of a call with a draft. Empty
+        where the method does not report its drafts.
+        """
+        if not self.draft_calls:
+            return []
+        return [self.accepted_depths[depth] / self.draft_calls for depth in range(1, len(self.accepted_depths) + 1)]
+
+    @property
+    def off_share(self) -> float:
+        """Share of the target calls without any reported node; 1.0 for plain decoding."""
+        return 1.0 - self.draft_calls / self.target_calls if self.target_calls else 0.0
+
+    @property
+    def draft_share(self) -> float:
+        """Share of the decoding time (drafting, scoring, verifying) that went into drafting."""
+        decoding = self.draft_seconds + self.score_seconds + self.verify_seconds
+        return self.draft_seconds / decoding if decoding else 0.0
+
     @staticmethod
     def of(events: Iterable[Event], row: int) -> Stats:
         """The counters of ``row``, gathered from a stream of events (total wall and CPU time aside)."""
@@ -64,14 +95,17 @@ class Stats:
                     stats.prefill_seconds += event.seconds
                 case Drafted() if event.row == row:
                     stats.drafted += len(event.tree)
+                    stats.draft_calls += len(event.tree) > 0
                     stats.draft_seconds += event.seconds
                 case Scored() if row in event.rows:
                     stats.target_calls += 1
                     stats.row_steps += event.nodes
                     stats.score_seconds += event.seconds
                 case Accepted() if event.row == row:
+                    accepted = min(len(event.path), len(event.tokens))
                     stats.generated_tokens += len(event.tokens)
-                    stats.accepted += min(len(event.path), len(event.tokens))
+                    stats.accepted += accepted
+                    stats.accepted_depths.update(range(1, accepted + 1))
                     stats.accepted_lengths[len(event.tokens)] += 1
                     stats.verify_seconds += event.seconds
                 case _:
@@ -98,6 +132,11 @@ class Result:
     @property
     def paths(self) -> list[list[int]]:
         return [self.tokens]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the caller should know about how the method ran."""
+        return [event.text for event in self.events if isinstance(event, Noted)]
 
     @property
     def steps(self) -> list[tuple[Drafted | None, Accepted]]:
