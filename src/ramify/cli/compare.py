@@ -10,7 +10,7 @@ import typer
 
 from ramify.cli import shell
 from ramify.cli.generate import sampling
-from ramify.cli.options import build_spec
+from ramify.methods.options import build_specs
 
 if TYPE_CHECKING:
     from ramify.bench.comparison import Comparison
@@ -51,7 +51,7 @@ def compare(
     shell.writable(html)
     found, problems = load_prompts(prompts) if prompts else (held_out_prompts(count, seed), [])
     with shell.waiting("loading torch …"):
-        chosen = [build_spec(spec.strip()) for spec in methods.split(",") if spec.strip()]
+        chosen = build_specs(methods)
     lm = shell.load(model, dtype, device, trust_remote_code, attention=attention, forward=forward, weights=weights)
 
     from ramify.models.weights import ROUNDED

@@ -11,7 +11,7 @@ import typer
 from ramify.cli import shell
 from ramify.cli.compare import DEFAULT, timed
 from ramify.cli.generate import footer, report, show
-from ramify.cli.options import build
+from ramify.methods.options import build
 
 if TYPE_CHECKING:
     from ramify.bench.comparison import Comparison

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ramify.cli import shell
-from ramify.cli.options import build
 from ramify.errors import RamifyError
+from ramify.methods.options import build
 
 if TYPE_CHECKING:
     from ramify.api import Stream

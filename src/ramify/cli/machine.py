@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from ramify.cli import shell
 from ramify.cli.generate import sampling
-from ramify.cli.options import build
+from ramify.methods.options import build
 
 
 def calibrate(

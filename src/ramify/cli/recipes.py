@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ramify.cli import shell
-from ramify.cli.options import guess, split
 from ramify.errors import unknown
+from ramify.methods.options import guess, split
 
 if TYPE_CHECKING:
     from ramify.train.trainer import Progress as Reached

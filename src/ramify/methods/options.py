@@ -1,4 +1,8 @@
-"""Method options given as ``name=value``, read by the types of the method's fields."""
+"""Methods written as texts: options as ``name=value``, read by the types of the method's fields.
+
+``token-recycling:nodes=40`` is a method with an option. Parentheses keep together what belongs to an inner one:
+``union:methods=(token-recycling:nodes=40,suffix):nodes=24``.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +41,40 @@ def build(name: str, pairs: Sequence[str]) -> Method:
 
 def build_spec(spec: str) -> Method:
     """A method written as ``name`` or ``name:option=value:option=value``."""
-    name, *pairs = spec.split(":")
+    name, *pairs = outside(bare(spec), ":")
     return build(name, pairs)
+
+
+def build_specs(text: str) -> list[Method]:
+    """Methods separated by commas or plus signs, each as ``build_spec`` takes it."""
+    return [build_spec(spec) for spec in outside(bare(text), ",+") if spec.strip()]
+
+
+def outside(text: str, separators: str) -> list[str]:
+    """``text`` cut at those of ``separators`` that stand outside all parentheses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0:
+            break
+        if letter in separators and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    if depth:
+        raise RamifyError(f"the parentheses in {text!r} do not close each other; write name:option=(…)")
+    return parts
+
+
+def bare(text: str) -> str:
+    """``text`` without spaces around it, nor parentheses around all of it."""
+    text = text.strip()
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return bare(text[1:-1]) if 0 < place == len(text) - 1 else text
+    return text
 
 
 def split(pairs: Sequence[str]) -> dict[str, str]:

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import pytest
 
 from ramify.cli.generate import sampling
-from ramify.cli.options import build, build_spec, guess, read, split
 from ramify.errors import RamifyError
+from ramify.methods.options import bare, build, build_spec, build_specs, guess, outside, read, split
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,38 @@ def test_sampling() -> None:
     assert sampling(0.0, None, None) == {"do_sample": False}
     assert sampling(0.7, None, 5) == {"do_sample": True, "temperature": 0.7, "top_k": 5}
     assert sampling(None, 0.9, None) == {"do_sample": True, "top_p": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a,b+c", ["a", "b", "c"]),
+        ("a", ["a"]),
+        ("", [""]),
+        ("a:n=(b,c:m=(d+e)),f", ["a:n=(b,c:m=(d+e))", "f"]),
+    ],
+)
+def test_separators_count_outside_parentheses(text: str, parts: list[str]) -> None:
+    assert outside(text, ",+") == parts
+
+
+@pytest.mark.parametrize("text", ["(a", "a)", "a)(b", "((a)"])
+def test_parentheses_have_to_close(text: str) -> None:
+    with pytest.raises(RamifyError, match="do not close each other"):
+        outside(text, ",")
+
+
+@pytest.mark.parametrize(
+    ("text", "without"), [("(a)", "a"), (" ( (a,b) ) ", "a,b"), ("(a)(b)", "(a)(b)"), ("a", "a"), ("()", ""), ("", "")]
+)
+def test_parentheses_around_everything_are_dropped(text: str, without: str) -> None:
+    assert bare(text) == without
+
+
+def test_methods_in_methods() -> None:
+    assert build_spec("(suffix:length=7)").length == 7
+    first, second = build_specs("suffix:length=7, token-recycling:nodes=9:k=2")
+    assert (first.length, second.nodes, second.k) == (7, 9, 2)
+    assert [method.card.name for method in build_specs("greedy+suffix,")] == ["greedy", "suffix"]
+    with pytest.raises(RamifyError, match="did you mean 'suffix'"):
+        build_specs("sufix")
