@@ -188,6 +188,22 @@ def test_probabilities_and_score_by_hand():
     assert made.drafted.score == pytest.approx(0.5 + 8 * 0.25)
 
 
+@given(st.lists(st.lists(st.integers(0, 2), max_size=9), min_size=1, max_size=4), st.integers(2, 8), st.booleans())
+def test_all_matches_are_known_without_a_search(outputs: list[list[int]], depth: int, evicted: bool):
+    method = SuffixDecoding(length=5, depth=depth, requests=1 if evicted else 9)
+    for tokens in outputs[:-1]:
+        drafter(method).draft(context([*tokens, 0]))
+    made = drafter(method, "ab")
+    if evicted:
+        drafter(method).draft(context([0, 1, 2, 0]))
+    for end in range(len(outputs[-1]) + 1):
+        made.draft(context([*letters("ab"), *outputs[-1][:end]]))
+        tokens = made.text.tokens
+        for tree, text_ in ((made.own, made.text), (made.past.tree, made.output)):
+            places = {match: tree.find(tokens[-match:]) for match in range(1, min(len(tokens), depth))}
+            assert made._matches(tree, text_) == [(match, place) for match, place in places.items() if place]
+
+
 @pytest.mark.parametrize(
     ("options", "string", "expected"),
     [

@@ -17,7 +17,7 @@ a match does not pay, the auxiliary is asked. The official code fills short chai
 text for a shorter match that has more text behind it; here a chain ends with its document or with the text.
 
 Cost per step: amortised O(1) for a token of text, O(log V) for one of a corpus; the auxiliary learns from every step,
-whoever drafted. Memory: about 50 bytes for a token of the corpus, 600 for one of the text.
+whoever drafted. Memory: about 50 bytes for a token of the corpus, 500 for one of the text.
 """
 
 from __future__ import annotations

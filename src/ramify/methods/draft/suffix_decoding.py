@@ -19,8 +19,7 @@ that what followed a string once has probability ½. Children of equal count: th
 of nodes, likeliest first, that pays on this machine (``length=None``): promises are taken to be wrong by one factor,
 that seen so far at matches of like length.
 
-Cost per step: a few microseconds for each token of the match. Memory: about 200 bytes for a token held, and 400 for
-each string that occurred again.
+Cost per step: some microseconds for each token of the match, in either tree. Memory: about 700 bytes for a token held.
 """
 
 from __future__ import annotations
@@ -106,6 +105,7 @@ class Outputs:
             oldest = next(iter(self.texts))
             del self.texts[oldest]
             self.tree.remove(oldest)
+            oldest.tokens, oldest.active = [], []
         return text
 
     def extend(self, text: Text, tokens: Sequence[int]) -> None:
@@ -142,8 +142,8 @@ class _SuffixDecoder(Drafter):
     def _best(self, longest: int) -> Speculation:
         """The speculation of highest score over all matches, both trees' longest first."""
         options, best, score = self.options, Speculation([], [], [], 0), 0.0
-        for tree in (self.own, self.past.tree):
-            for match, place in reversed(self._matches(tree)):
+        for tree, text in ((self.own, self.text), (self.past.tree, self.output)):
+            for match, place in reversed(self._matches(tree, text)):
                 nodes = min(longest, int(match * options.factor + options.offset + 1e-6))
                 if nodes <= score:
                     continue  # a score is at most the number of nodes
@@ -152,12 +152,20 @@ class _SuffixDecoder(Drafter):
                     best, score = found, found.score
         return best
 
-    def _matches(self, tree: SuffixTree) -> list[tuple[int, Place]]:
-        """Every suffix of the text that ``tree`` holds and can continue, by its length."""
-        tokens, found = self.text.tokens, list[tuple[int, Place]]()
-        for match in range(1, min(len(tokens), tree.depth)):
+    def _matches(self, tree: SuffixTree, text: Text) -> list[tuple[int, Place]]:
+        """Every suffix of the sequence that ``tree`` holds and can continue, by its length.
+
+        Those within ``text``, what the tree has of the sequence, are known; longer ones reach into the prompt.
+        """
+        active = sorted((node for node in text.active if node.children), key=lambda node: node.depth)
+        matches = [(node.depth, Place(node)) for node in active]
+        within = len(text.tokens)
+        if within and (not matches or matches[-1][0] < within):
+            return matches
+        tokens = self.text.tokens
+        for match in range(within + 1, min(len(tokens), tree.depth)):
             place = tree.find(tokens[-match:])
             if place is None:
                 break
-            found.append((match, place))
-        return found
+            matches.append((match, place))
+        return matches
