@@ -264,7 +264,7 @@ def test_a_head_starts_from_tokens_learns_and_measures_itself(tmp_path: Path):
     losses = []
     for _ in range(25):
         loss = head.loss(model, tokens)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -280,9 +280,9 @@ def test_a_head_starts_from_tokens_learns_and_measures_itself(tmp_path: Path):
     assert (head.accuracy.sum(dim=-1) <= 1 + 1e-5).all()
     assert (head.accuracy[0] != head.accuracy[1]).any()
     measured = head.measure(model, tokens)
-    assert list(measured) == [f"top-{k} at +{d}" for k in (1, 5) for d in (2, 3, 4)]
+    assert list(measured) == [f"{what} at +{d}" for what in ("agreement", "top-5") for d in (2, 3, 4)]
     for distance in (2, 3, 4):
-        assert 0 <= measured[f"top-1 at +{distance}"] <= measured[f"top-5 at +{distance}"] <= 1
+        assert 0 <= measured[f"agreement at +{distance}"] <= measured[f"top-5 at +{distance}"] <= 1
     head.save(tmp_path)
     again = load_head(PromptTokens, tmp_path, model)
     assert torch.equal(again.embeddings, head.embeddings)
@@ -438,12 +438,20 @@ def test_the_budget_follows_the_cost_curve(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "calibrate", lambda _: curve)
         return Ppd(head=head).drafter(model, Request([1], 9))
 
-    assert not isinstance(drafter([1.0, 3.0, 9.0, 18.0, 22.0]), Prompter)
+    assert not isinstance(drafter([1.0, 5.0, 15.0, 30.0, 36.0]), Prompter)
     # 1 + E is 1.90 with 16 guesses and prompt tokens, 2.24 with 60, 2.37 with 105.
     for seconds, budget in (([1.0] * 5, 105), ([1.0, 1.0, 1.0, 2.0, 2.2], 60), ([1.0, 1.0, 2.0, 4.0, 4.5], 16)):
         found = drafter(seconds)
         expected = plans(dynamic_tree(VICUNA_7B, budget), head)
         assert [plan.template for plan in found.plans] == [plan.template for plan in expected]
+    # Where six rows are free and the next is dear, one prompt token with two guesses is best.
+    assert len(drafter([1.0, 1.0, 1.0, 1.0, 1.0]).plans) == 4
+    curve = CostCurve("", [1, 6, 7, 160], [1.0, 1.0, 9.0, 99.0])
+    monkeypatch.setattr(module, "calibrate", lambda _: curve)
+    assert [len(plan.ghosts) for plan in Ppd(head=head).drafter(model, Request([1], 9)).plans] == [1, 3]
+    with pytest.raises(RamifyError, match="3 prompt tokens, fewer than the 4 asked for"):
+        Ppd(head=head, budget=8, prompts=4).drafter(model, Request([1], 9))
+    assert len(Ppd(head=head, budget=8, prompts=2).drafter(model, Request([1], 9)).plans) == 3
     sampled = Request([1], 9, Sampler(greedy=False))
     head = PromptTokens.new(model).requires_grad_(False)
     head.accuracy[1] *= 0.1
@@ -466,6 +474,7 @@ def test_the_catalogue_knows_what_is_trained():
     [
         ({"budget": 1}, "budget must be at least 2"),
         ({"budget": -3}, "budget must be at least 2"),
+        ({"prompts": 0}, "prompts must be at least 1"),
         ({"allocation": "prune"}, "did you mean 'pruned'"),
         ({"verifier": "typical"}, "unknown option of 'ppd': 'verifier'"),
     ],

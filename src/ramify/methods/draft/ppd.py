@@ -8,15 +8,16 @@ are there already: the top 10 of each of its prompt tokens fill the tree T_d of 
 
 The trees are laid out as in ``sparse_tree.py``, from the head's own rank accuracies, apart for greedy and for sampled
 text. ``budget=None`` takes the B with the most expected tokens a second on the machine's cost curve,
-(1 + E(B)) / cost(B + 1 + n), and drafts nothing where none beats plain decoding.
+(1 + E(B)) / cost(B + 1 + n), and drafts nothing where none beats plain decoding. Ours: with it the n that pays best,
+for where rows are dear, as on a CPU, the later prompt tokens may cost more than they bring.
 
 Exact for every target law: the engine verifies by matching. (The paper samples by typical acceptance, which is not
 exact.) Prompt tokens are never accepted and leave nothing in the cache. The first step has no guesses and scores the
 pending token with its prompt tokens; so does every step after one that ended, in a union with other drafters, at a node
 that carries none of ours. Siblings of different parents share their guesses, as P(v) supposes.
 
-Cost per step: one pass of up to B + 1 + n rows, and a top-10 of d rows. The head has n · m · D numbers. Limit: where
-embeddings of a prompt token see their neighbours (masks "decoder" and "encoder" with m > 1), no tree lays them out.
+Cost per step: one pass of up to B + 1 + n rows, and a top-10 of d rows. The head has n · m · D numbers. Limit: prompt
+tokens trained under the ablation masks "encoder", and "decoder" with m > 1, are laid out by no tree and are refused.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from ramify.methods.registry import register
 from ramify.models.calibrate import calibrate
 from ramify.models.causal import CausalLM
 
-BUDGETS = (4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 50, 60, 80, 105)
+BUDGETS = (2, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 50, 60, 80, 105)
 
 
 @register(
@@ -58,16 +59,20 @@ class Ppd(DraftMethod):
 
     ``head``: the trained prompt tokens, a folder that ``ramify train ppd`` made; None for the demo model's own.
     ``budget``: guesses and their prompt tokens in a pass (0: draft nothing); None sizes it by the machine's cost curve.
+    ``prompts``: use the first so many prompt tokens; None is all of them, or as many as pay where the budget is sized.
     ``allocation``: how prompt tokens are shared out, "pruned" (paper), or an ablation: "naive", "random", "chain".
     """
 
     head: Any = None  # type: ignore[misc]  # what the class trains, as an option of its objects
     budget: int | None = None
+    prompts: int | None = None
     allocation: Literal["pruned", "naive", "random", "chain"] = "pruned"
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.budget != 0 and self.budget < 2:
             raise RamifyError(f"budget must be at least 2, for a guess and its prompt token, or 0; got {self.budget}")
+        if self.prompts is not None and self.prompts < 1:
+            raise RamifyError(f"prompts must be at least 1, got {self.prompts}")
         if self.allocation not in ALLOCATIONS:
             raise unknown("allocation", self.allocation, ALLOCATIONS)
 
@@ -84,13 +89,15 @@ class Ppd(DraftMethod):
         return Drafter() if found is None else Prompter(found, head)
 
     def _tree(self, lm: CausalLM, accuracy: Sequence[Sequence[float]]) -> DynamicTree | None:
+        if self.prompts is not None and self.prompts > len(accuracy):
+            raise RamifyError(f"the head has {len(accuracy)} prompt tokens, fewer than the {self.prompts} asked for")
         if self.budget is not None:
-            return dynamic_tree(accuracy, self.budget, self.allocation) if self.budget else None
-        trees = {
-            tree.rows - 1: tree for tree in (dynamic_tree(accuracy, budget, self.allocation) for budget in BUDGETS)
-        }
-        best = calibrate(lm).best(lambda rows: 1.0 + trees[rows].expected if rows else 1.0, list(trees))
-        return trees.get(best)
+            return dynamic_tree(accuracy[: self.prompts], self.budget, self.allocation) if self.budget else None
+        curve = calibrate(lm)
+        numbers = [self.prompts] if self.prompts is not None else range(1, len(accuracy) + 1)
+        trees = [dynamic_tree(accuracy[:n], budget, self.allocation) for n in numbers for budget in BUDGETS]
+        best = max(trees, key=lambda tree: (1.0 + tree.expected) / curve.cost(tree.rows))
+        return best if 1.0 + best.expected > curve.ratio(best.rows) else None
 
 
 @dataclass(frozen=True)
@@ -104,15 +111,15 @@ class Plan:
 def plans(tree: DynamicTree, head: PromptTokens) -> list[Plan]:
     """The drafts of the states 0 (nothing is known: the pending token and its prompt tokens alone) to n."""
     states = [SparseTree((), (), (), 0.0), *tree.trees]
-    return [Plan(Template(state.paths), _ghosts(state, head)) for state in states]
+    return [Plan(Template(state.paths), _ghosts(state, len(tree.trees), head)) for state in states]
 
 
-def _ghosts(tree: SparseTree, head: PromptTokens) -> Ghosts:
-    """n prompt tokens behind the pending token and c(v) behind every guess, each as ``ensemble`` parallel chains."""
+def _ghosts(tree: SparseTree, root: int, head: PromptTokens) -> Ghosts:
+    """``root`` prompt tokens behind the pending token and c(v) behind every guess, each as m parallel chains."""
     ensemble = head.sizes.ensemble
     parents: list[int] = []
     kinds: list[int] = []
-    for node, prompts in [(-1, head.sizes.prompts), *enumerate(tree.prompts)]:
+    for node, prompts in [(-1, root), *enumerate(tree.prompts)]:
         for kind in range(prompts * ensemble):
             earlier = len(tree.paths) + len(parents) - ensemble
             parents.append(node if kind < ensemble else earlier)
