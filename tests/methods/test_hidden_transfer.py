@@ -57,7 +57,7 @@ def context(tokens: list[int]) -> Context:
 
 def test_the_mask_of_two_nodes_and_one_step_is_the_papers():
     """New columns [r c | r' c'] behind Lc cached tokens: r' sees r and itself, c' sees r, c and itself."""
-    tree = TokenTree(torch.tensor([5]), TreeShape.chain(1), ghosts=head_of(lm("llama"), steps=1).ghosts((1, 1)))
+    tree = TokenTree(torch.tensor([5]), TreeShape.chain(1), ghosts=head_of(lm("llama"), ahead=1).ghosts((1, 1)))
     rooted = tree.rooted(3)
     where = rooted.ghosts.on(rooted.shape)
     assert rooted.shape.ancestors.int().tolist() == [[1, 0], [1, 1]]
@@ -93,7 +93,7 @@ def test_strangers_stay_strangers_in_a_rooted_and_a_cut_tree():
 def test_every_node_finds_its_own_steps(counts: list[int], seed: int):
     numbers = torch.Generator().manual_seed(seed)
     parents = [int(torch.randint(-1, node, (), generator=numbers)) if node else -1 for node in range(len(counts) - 1)]
-    ghosts = head_of(lm("llama"), steps=4).ghosts(tuple(counts))
+    ghosts = head_of(lm("llama"), ahead=4).ghosts(tuple(counts))
     tree = TokenTree(torch.zeros(len(parents), dtype=torch.long), TreeShape.of(parents), ghosts=ghosts).rooted(1)
     found = [_behind(tree, node) for node in range(len(counts))]
     assert [len(own) for own in found] == counts
@@ -227,7 +227,7 @@ def test_a_few_positions_stand_for_all():
 def test_training_learns_through_the_frozen_layers():
     """On texts of fixed successors, one linear map finds the successor's successor."""
     model = lm("llama")
-    head = HiddenTransferHead.new(model, steps=2, positions=0)
+    head = HiddenTransferHead.new(model, ahead=2, positions=0)
     windows = torch.tensor([text(24, seed, period=5) for seed in range(16)])
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
     before, losses = head.measure(model, windows), []
@@ -393,7 +393,7 @@ def test_bad_options(options: dict[str, Any], message: str):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"ahead": 0}, "ahead must be at least 1, got 0"),
         ({"decay": 0.0}, "decay lies above 0"),
         ({"decay": 1.5}, "at most 1, got 1.5"),
         ({"mse": -1.0}, "mse must be at least 0"),
@@ -418,11 +418,11 @@ def test_windows_that_are_too_short_are_refused():
 
 def test_a_head_is_saved_with_all_it_knows(tmp_path: Path):
     model = lm("llama")
-    head = head_of(model, layer=1, steps=2, see_earlier=False)
+    head = head_of(model, layer=1, ahead=2, see_earlier=False)
     head.settle(model, torch.tensor([text(21, seed) for seed in range(4)]))
     head.save(tmp_path)
     found = load_head(HiddenTransferHead, tmp_path, model)
-    assert found.sizes == Sizes(layer=1, steps=2, see_earlier=False)
+    assert found.sizes == Sizes(layer=1, ahead=2, see_earlier=False)
     assert all(
         torch.equal(mine, theirs)
         for mine, theirs in zip(found.state_dict().values(), head.state_dict().values(), strict=True)

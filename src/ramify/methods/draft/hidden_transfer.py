@@ -116,7 +116,7 @@ class Plan:
 def plans(tree: DynamicTree, head: HiddenTransferHead) -> list[Plan]:
     """The drafts for 0 guessed tokens (the pending one and its pseudo steps alone) to K."""
     states = [SparseTree((), (), (), 0.0), *tree.trees]
-    return [Plan(Template(state.paths), head.ghosts((head.sizes.steps, *state.prompts))) for state in states]
+    return [Plan(Template(state.paths), head.ghosts((head.sizes.ahead, *state.prompts))) for state in states]
 
 
 class Transferrer(Drafter):

@@ -41,7 +41,7 @@ CHUNK = 4  # windows at a time, where the head measures itself
 
 @dataclass(frozen=True)
 class Sizes:
-    """``layer``: t, None for half of the layers. ``steps``: K. ``see_earlier``, ``chain``: see above. ``bias``: b_i.
+    """``layer``: t, None for half of the layers. ``ahead``: K. ``see_earlier``, ``chain``: see above. ``bias``: b_i.
 
     ``start``: W_i begins as the "identity" or "random". ``decay``: λ. ``mse``: weight of the squared distance to the
     real state before the LM head. ``targets``: the "teacher"'s law, or the "text" (cross-entropy with its tokens).
@@ -49,7 +49,7 @@ class Sizes:
     """
 
     layer: int | None = None
-    steps: int = 3
+    ahead: int = 3
     see_earlier: bool = True
     chain: bool = False
     bias: bool = True
@@ -60,7 +60,7 @@ class Sizes:
     positions: int = 64
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("mse", 0), ("positions", 0)):
+        for name, least in (("ahead", 1), ("mse", 0), ("positions", 0)):
             if getattr(self, name) < least:
                 raise RamifyError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0.0 < self.decay <= 1.0:
@@ -109,13 +109,13 @@ class HiddenTransferHead(Head):
         if not 0 <= self.layer <= fit.layers:
             raise RamifyError(f"states can be transferred behind layer 0 to {fit.layers}, not {self.layer}")
         size = fit.hidden_size
-        self.maps = nn.ModuleList(nn.Linear(size, size, bias=sizes.bias) for _ in range(sizes.steps))
+        self.maps = nn.ModuleList(nn.Linear(size, size, bias=sizes.bias) for _ in range(sizes.ahead))
         for each in self.maps.children():
             if sizes.start == "identity":
                 nn.init.eye_(each.weight)  # type: ignore[arg-type]
             if sizes.bias:
                 nn.init.zeros_(each.bias)  # type: ignore[arg-type]
-        published = torch.tensor(VICUNA_7B)[[min(step, len(VICUNA_7B) - 1) for step in range(sizes.steps)]]
+        published = torch.tensor(VICUNA_7B)[[min(step, len(VICUNA_7B) - 1) for step in range(sizes.ahead)]]
         ranks = min(RANKS, fit.vocab_size)
         self.accuracy: Tensor
         self.register_buffer("accuracy", published[None, :, :ranks].repeat(2, 1, 1))
@@ -169,13 +169,13 @@ class HiddenTransferHead(Head):
         return Guessed(logits[:, :length].detach(), logits[:, length:], hidden[-1], where)
 
     def _scattered(self, tokens: Tensor, positions: int) -> Ghosts:
-        steps, length = self.sizes.steps, tokens.shape[1]
-        if length <= steps:
-            raise RamifyError(f"windows of {length} tokens are too short for {steps} pseudo steps; give longer ones")
-        order = torch.randperm(length - steps, generator=torch.Generator().manual_seed(int(tokens.sum())))
+        ahead, length = self.sizes.ahead, tokens.shape[1]
+        if length <= ahead:
+            raise RamifyError(f"windows of {length} tokens are too short for {ahead} pseudo steps; give longer ones")
+        order = torch.randperm(length - ahead, generator=torch.Generator().manual_seed(int(tokens.sum())))
         counts = [0] * (length + 1)
         for place in order[: positions or length].tolist():
-            counts[place + 1] = steps
+            counts[place + 1] = ahead
         return self.ghosts(tuple(counts))
 
     def loss(self, lm: CausalLM, tokens: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class HiddenTransferHead(Head):
         if sizes.mse > 0.0:
             gap = found.hidden[:, length:].float() - found.hidden[:, depth].detach().float()
             distance = distance + sizes.mse * gap.square().mean(dim=-1)
-        return (weight * distance).mean() * sizes.steps
+        return (weight * distance).mean() * sizes.ahead
 
     @torch.no_grad()
     def measure(self, lm: CausalLM, tokens: Tensor) -> dict[str, float]:
