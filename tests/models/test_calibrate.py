@@ -193,22 +193,22 @@ def threads() -> Iterator[None]:
 
 def test_the_key_names_what_the_cost_depends_on(threads: None):
     torch.set_num_threads(1)
-    key = module._key(lm("llama"))
+    key = module.curve_key(lm("llama"))
     assert key.startswith("llama-")
     assert f"float32 sdpa fused-plain cpu 1 threads torch {torch.__version__}" in key
-    assert module._key(load(build("llama", seed=7))) == key  # other weights cost the same
+    assert module.curve_key(load(build("llama", seed=7))) == key  # other weights cost the same
     half = load(build("llama").to(torch.bfloat16))
-    assert "bfloat16 sdpa fused-plain cpu 1 threads" in module._key(half)
-    assert "float32 eager fused-plain cpu" in module._key(load(build("llama"), attention="eager"))
-    assert "float32 sdpa transformers-plain cpu" in module._key(lm("llama", "transformers"))
-    assert "float32 sdpa transformers-plain cpu" in module._key(lm("gpt2"))
+    assert "bfloat16 sdpa fused-plain cpu 1 threads" in module.curve_key(half)
+    assert "float32 eager fused-plain cpu" in module.curve_key(load(build("llama"), attention="eager"))
+    assert "float32 sdpa transformers-plain cpu" in module.curve_key(lm("llama", "transformers"))
+    assert "float32 sdpa transformers-plain cpu" in module.curve_key(lm("gpt2"))
     if not unavailable("packed", torch.float32, "cpu"):
-        assert "float32 sdpa fused-packed cpu" in module._key(lm("llama", "packed"))
+        assert "float32 sdpa fused-packed cpu" in module.curve_key(lm("llama", "packed"))
     deeper = load(build("llama", num_hidden_layers=3))
     torch.set_num_threads(2)
-    two = module._key(lm("llama"))
+    two = module.curve_key(lm("llama"))
     torch.set_num_threads(1)
-    assert len({key, two, module._key(half), module._key(deeper), module._key(lm("qwen3"))}) == 5
+    assert len({key, two, module.curve_key(half), module._key(deeper), module._key(lm("qwen3"))}) == 5
 
 
 # ---------------------------------------------------------------- the measurement

@@ -86,7 +86,7 @@ class CostCurve:
 
 def calibrate(lm: CausalLM, *, refresh: bool = False, budget: float = 10.0) -> CostCurve:
     """The cost curve of ``lm`` here, from the cache folder or measured now within about ``budget`` seconds."""
-    key = _key(lm)
+    key = curve_key(lm)
     file = cache_folder() / "cost-curves.json"
     known = _read(file)
     if key in known and not refresh:
@@ -105,7 +105,7 @@ def calibrate(lm: CausalLM, *, refresh: bool = False, budget: float = 10.0) -> C
 
 def recall(lm: CausalLM) -> dict[int, int]:
     """The padding that a kept cost curve of ``lm`` recommends; nothing is measured."""
-    curve = _read(cache_folder() / "cost-curves.json").get(_key(lm)) if lm.trees else None
+    curve = _read(cache_folder() / "cost-curves.json").get(curve_key(lm)) if lm.trees else None
     return curve.padding() if curve else {}
 
 
@@ -151,7 +151,8 @@ def cache_folder() -> Path:
     return Path(given) if given else user_cache_path("ramify")
 
 
-def _key(lm: CausalLM) -> str:
+def curve_key(lm: CausalLM) -> str:
+    """What a cost depends on: model shape, dtype, attention, forward pass, weight format, device, threads, torch."""
     bookkeeping = ("architectures", "dtype", "transformers_version")  # set when a model is saved
     described = {k: v for k, v in lm.model.config.to_dict().items() if not k.startswith("_") and k not in bookkeeping}
     shape = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:12]
