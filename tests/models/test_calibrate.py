@@ -208,7 +208,7 @@ def test_the_key_names_what_the_cost_depends_on(threads: None):
     torch.set_num_threads(2)
     two = module.curve_key(lm("llama"))
     torch.set_num_threads(1)
-    assert len({key, two, module.curve_key(half), module._key(deeper), module._key(lm("qwen3"))}) == 5
+    assert len({key, two, module.curve_key(half), module.curve_key(deeper), module.curve_key(lm("qwen3"))}) == 5
 
 
 # ---------------------------------------------------------------- the measurement
