@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import heads
 import pytest
 import torch
 from families import FAMILIES, FUSED, VOCABULARY, WINDOW, build, lm, text
@@ -66,8 +67,10 @@ def assistant(family: str) -> Any:
 OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "aded": lambda _: {"nodes": 24},
     "assistant": lambda name: {"model": assistant(name.partition(" ")[0])},
+    "eagle": lambda on: {"head": heads.eagle(target(on)), "nodes": 12, "depth": 3, "k": 4},
     "hidden-transfer": lambda on: {"head": HiddenTransferHead.new(target(on)), "budget": 24},
     "ppd": lambda on: {"head": PromptTokens.new(target(on)), "budget": 40},
+    "medusa": lambda on: {"head": heads.medusa(target(on)), "nodes": 24},
     "prompt-lookup": lambda _: {"length": 10},
     "rest": lambda on: {"nodes": 24, "datastore": Datastore.of([*plain(on, "greedy"), *PROMPTS], VOCABULARY)},
     "s2d": lambda on: {"draft": assistant(on.partition(" ")[0]), "exits": (1, 2)},
@@ -201,7 +204,8 @@ def test_the_demo_model(card: Card, setting: str):
     prompts = ["def read(path):\n    with open(", "class Queue:\n    def __init__(self"]
     given = {"max_new_tokens": 40, "seed": 2, **SETTINGS[setting]}
     own: dict[str, dict[str, Any]] = {"assistant": {"model": demo}, "rest": {"datastore": None}}
-    method = make(card.name, "llama", **own.get(card.name, {}))
+    trained: dict[str, Any] = {} if find(card.name).head is None else {"head": None}  # the bundled one
+    method = make(card.name, "llama", **trained, **own.get(card.name, {}))
     plain = generate(demo, prompts, "sample" if given["do_sample"] else "greedy", **given)
     assert [each.tokens for each in generate(demo, prompts, method, **given)] == [each.tokens for each in plain]
 

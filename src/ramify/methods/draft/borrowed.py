@@ -1,0 +1,58 @@
+"""What trained heads borrow from their target: its LM head, and its laws on windows of text.
+
+The LM head is taken as the bare matrix: soft caps and scales that a family puts behind it keep the order of tokens, so
+they change how confident a head is, never which tokens it guesses first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ramify.models.causal import CausalLM
+from ramify.models.projection import Projection
+from ramify.models.weights import Product, unavailable, weight_format
+
+TEMPERATURE = 0.7  # of sampled text, for which heads measure themselves apart
+
+
+def lm_head(lm: CausalLM) -> nn.Module:
+    """The target's LM head, over whatever weights it holds; x [..., D] in the target's dtype."""
+    module: nn.Module = lm.model.get_output_embeddings()
+    return module
+
+
+def lm_head_weight(lm: CausalLM) -> Tensor:
+    """Its matrix [V, D] in float32, also where the loaded one was converted."""
+    weight: Tensor = lm.original.get_output_embeddings().weight
+    return weight.detach().float().cpu()
+
+
+def laws(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The target's laws [..., V] from its logits: one-hot as when greedy, and at ``TEMPERATURE``."""
+    greedy = functional.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
+    return greedy, torch.softmax(logits.float() / TEMPERATURE, dim=-1)
+
+
+def product(lm: CausalLM, *layers: nn.Linear) -> Product:
+    """Linear layers of a head that read the same input, as one product in the target's dtype on its device."""
+    weight = torch.cat([layer.weight.detach() for layer in layers]).to(lm.device, lm.dtype)
+    bias = None
+    if layers[0].bias is not None:
+        bias = torch.cat([layer.bias.detach() for layer in layers]).to(lm.device, lm.dtype)
+    return weight_format(_for_few_rows(lm))(weight, bias)
+
+
+def lay_out(lm: CausalLM, projections: Sequence[Projection]) -> None:
+    """Hold the matrices of a head that is in the target's dtype as few rows are computed fastest."""
+    largest = max(sum(layer.weight.numel() for layer in each.layers) for each in projections)
+    scratch = torch.empty(largest, dtype=lm.dtype, device=lm.device)
+    for projection in projections:
+        projection.hold(_for_few_rows(lm), scratch)
+
+
+def _for_few_rows(lm: CausalLM) -> str:
+    return "plain" if unavailable("packed", lm.dtype, lm.device.type) else "packed"

@@ -1,0 +1,39 @@
+"""Draft heads for the tiny random models that are right often, not always, without any training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ramify.methods.draft.eagle_head import EagleHead
+from ramify.methods.draft.medusa_head import MedusaHead
+from ramify.models.causal import CausalLM
+
+
+@torch.no_grad()
+def medusa(lm: CausalLM, **sizes: Any) -> MedusaHead:
+    """Blocks that turn the state a little, so that heads differ; measured to be right less and less often."""
+    torch.manual_seed(0)
+    head = MedusaHead.new(lm, **{"projection": "shared"} | sizes)
+    for blocks in head.blocks:
+        for block in blocks:
+            nn.init.normal_(block.linear.weight, std=0.3)
+    ranks = torch.arange(head.accuracy.shape[2])
+    for k in range(head.accuracy.shape[1]):
+        head.accuracy[:, k] = 0.4 / (k + 2) / (ranks + 1)
+    return head
+
+
+@torch.no_grad()
+def eagle(lm: CausalLM, **sizes: Any) -> EagleHead:
+    """Mostly the successor that the target's LM head favours for the token, moved by what the layer attends to."""
+    torch.manual_seed(0)
+    head = EagleHead.new(lm, **sizes)
+    size, layer = head.fit.hidden_size, head.layers[0]
+    parts = [torch.eye(size), *(0.2 * torch.eye(size) for _ in range(head.fc.in_features // size - 1))]
+    head.fc.weight.copy_(torch.cat(parts, dim=1))
+    nn.init.normal_(layer.self_attn["o_proj"].weight, std=0.2)
+    nn.init.normal_(layer.mlp["down_proj"].weight, std=0.2)
+    return head
