@@ -307,6 +307,9 @@ def test_the_prompt_seeds_the_pool_if_wanted():
     assert drafter.pool.grams[1] == {(2, 3): 0, (2, 4): 0}
     drafter.draft(context([*prompt, 5]))  # what is generated is entered as well, once
     assert drafter.pool.grams[1] == {(2, 3): 0, (2, 4): 0, (2, 5): 0}
+    drafter.rewind(8)
+    drafter.draft(context([*prompt, 6]))
+    assert list(drafter.pool.grams[1])[-1] == (2, 6)
     unseeded = made(Lookahead(ngram=3, window=1))
     unseeded.draft(context(prompt))
     assert not unseeded.pool.grams

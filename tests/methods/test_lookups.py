@@ -151,6 +151,15 @@ def test_suffix_lengths(options: dict[str, Any], expected: str):
     assert draft(made, letters("ijklmnopqrstuvwij")) == letters(expected)
 
 
+@given(texts, st.integers(0, 40), texts)
+def test_suffix_goes_back_to_where_it_was(tokens: list[int], length: int, others: list[int]):
+    made, fresh = drafter(Suffix(length=9)), drafter(Suffix(length=9))
+    draft(made, tokens)
+    made.rewind(length)
+    known = [*tokens[:length], *others]
+    assert draft(made, known) == draft(fresh, known)
+
+
 # ---------------------------------------------------------------- how long a copy pays
 
 

@@ -256,6 +256,9 @@ class Auxiliary(Drafter):
     def observe_prompt(self, tokens: list[int], logits: Any, hidden: Any) -> None:
         self.told.append((tokens, logits, hidden))
 
+    def rewind(self, length: int) -> None:
+        self.told.append(f"rewind to {length}")
+
     def draft(self, context: Context) -> TokenTree:
         return TokenTree.chain([7])
 
@@ -350,6 +353,24 @@ def test_the_auxiliary_sees_everything():
     assert (plain.wants_prompt_logits, list(plain.hidden_layers)) == (False, [])
     plain.start([1, 2])
     plain.observe_prompt([1], None, {})
+
+
+@given(corpora, texts, st.integers(0, 24), texts.filter(len))
+def test_it_goes_back_to_where_it_was(documents: list[list[int]], tokens: list[int], length: int, others: list[int]):
+    method = SAMDecoding(length=9, auxiliary=None, bias=0, corpus=StaticAutomaton.build(documents, 300))
+    made, fresh = drafter(method), drafter(method)
+    made.draft(context(tokens))
+    made.rewind(length)
+    known = [*tokens[:length], *others]
+    assert made.draft(context(known)).tokens.tolist() == fresh.draft(context(known)).tokens.tolist()
+    assert (made.corpus.state, made.corpus.matched) == (fresh.corpus.state, fresh.corpus.matched)
+
+
+def test_the_auxiliary_goes_back_too():
+    method = SAMDecoding(length=3, auxiliary=Asked())
+    made = drafter(method)
+    made.rewind(7)
+    assert method.memory["auxiliary"].memory["made"].told == ["rewind to 7"]
 
 
 def test_the_auxiliary_keeps_its_memory_from_request_to_request():

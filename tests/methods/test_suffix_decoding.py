@@ -294,6 +294,26 @@ def test_the_oldest_outputs_make_room():
     assert not held(none.tree)
 
 
+@given(*[st.lists(st.integers(0, 2), max_size=9) for _ in range(3)], st.integers(2, 11), st.booleans())
+def test_it_goes_back_to_where_it_was(
+    output: list[int], others: list[int], earlier: list[int], length: int, evicted: bool
+):
+    both = []
+    for back in (True, False):
+        method = SuffixDecoding(length=5, requests=1 if evicted else 9)
+        drafter(method).draft(context([*earlier, 0]))
+        made = drafter(method, "ab")
+        if evicted:
+            drafter(method)
+        if back:
+            made.draft(context([*letters("ab"), *output]))
+            made.rewind(length)
+        known = [*letters("ab"), *output][:length] + others
+        made.draft(context(known))  # which of equally frequent children it takes may differ: none came last any more
+        both.append((held(made.own), held(method.memory[MODEL].tree)))
+    assert both[0] == both[1]
+
+
 def test_an_object_remembers_and_a_fresh_one_does_not():
     prompt = text(14, 2, period=6)
     plain = generate(lm("llama"), prompt, "greedy", max_new_tokens=30).tokens

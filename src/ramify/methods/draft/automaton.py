@@ -41,6 +41,12 @@ class SuffixAutomaton:
         for token in document:
             self._append(token)
 
+    def beginning(self, length: int) -> SuffixAutomaton:
+        """The automaton of the first ``length`` tokens of a single text, built anew: an automaton does not shrink."""
+        shorter = SuffixAutomaton()
+        shorter.extend(self.text[:length])
+        return shorter
+
     def match(self) -> tuple[int, int]:
         """Length of the longest suffix that also ends earlier in the text, and the first position where it ends."""
         return self.matched, self.first_end[self.state]

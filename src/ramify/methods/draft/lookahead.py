@@ -112,6 +112,9 @@ class _LookaheadDrafter(Drafter):
         self.size = options.largest
         self.read = 0
 
+    def rewind(self, length: int) -> None:
+        self.read = min(self.read, length)
+
     def draft(self, context: Context) -> TokenTree:
         if self.options.seed_from_prompt:
             self._seed(context.tokens)

@@ -136,6 +136,15 @@ class _SAMDrafter(Drafter):
         if self.auxiliary is not None:
             self.auxiliary.observe_prompt(tokens, logits, hidden)
 
+    def rewind(self, length: int) -> None:
+        if self.auxiliary is not None:
+            self.auxiliary.rewind(length)
+        if length < len(self.automaton.text):
+            self.automaton = self.automaton.beginning(length)
+            if self.corpus is not None:
+                self.corpus = Reader(self.corpus.automaton)
+                self.corpus.extend(self.automaton.text)
+
     def draft(self, context: Context) -> TokenTree:
         own = self._own(context)
         if len(own) or self.auxiliary is None:

@@ -64,6 +64,10 @@ class _SuffixDrafter(Drafter):
         self.kind = 0
         self.automaton = SuffixAutomaton()
 
+    def rewind(self, length: int) -> None:
+        if length < len(self.automaton.text):
+            self.automaton = self.automaton.beginning(length)
+
     def draft(self, context: Context) -> TokenTree:
         self.automaton.extend(context.tokens[len(self.automaton.text) :])
         match, end = self.automaton.match()

@@ -113,6 +113,13 @@ class Outputs:
         if text in self.texts:
             self.tree.extend(text, tokens)
 
+    def replace(self, text: Text, tokens: Sequence[int]) -> None:
+        """Let an output begin anew with ``tokens``."""
+        if text in self.texts:
+            self.tree.remove(text)
+            text.tokens, text.active = [], []
+            self.tree.extend(text, tokens)
+
 
 class _SuffixDecoder(Drafter):
     def __init__(self, options: SuffixDecoding, past: Outputs, sizing: PromisedSize | None) -> None:
@@ -123,6 +130,14 @@ class _SuffixDecoder(Drafter):
 
     def start(self, prompt: Sequence[int]) -> None:
         self.own.extend(self.text, prompt)
+
+    def rewind(self, length: int) -> None:
+        tokens = self.text.tokens
+        if length < len(tokens):
+            prompt = len(tokens) - len(self.output.tokens)
+            self.own, self.text = SuffixTree(self.options.depth), Text()
+            self.own.extend(self.text, tokens[:length])
+            self.past.replace(self.output, tokens[prompt:length])
 
     def draft(self, context: Context) -> TokenTree:
         new = context.tokens[len(self.text.tokens) :]
