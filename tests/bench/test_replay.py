@@ -11,6 +11,7 @@ import ramify.bench.recipes.aded as recipe
 from ramify.api import generate, prepare
 from ramify.bench.prompts import Prompt
 from ramify.bench.replay import Replay, replay
+from ramify.errors import RamifyError
 from ramify.methods.base import DraftMethod
 from ramify.methods.draft.aded import Aded
 from ramify.methods.draft.datastore import Datastore
@@ -107,6 +108,10 @@ def test_the_recipe_replays_plain_decoding(monkeypatch: pytest.MonkeyPatch):
         assert 1.0 <= row["lowest"] <= row["T = 0.7, mean"] <= row["highest"]
         assert row["greedy"] > 1.0
         assert 0 < row["nodes a call"] <= 8
+    [short] = recipe.run(prompts=2, seeds=1, max_new_tokens=4, only="adapt").tables
+    assert [row["variant"] for row in short.rows] == ["adapts"]
+    with pytest.raises(RamifyError, match="did you mean 'copies'"):
+        recipe.run(only="copise")
     copies = table.rows[0]
     assert copies["first quarter"] == copies["last quarter"] == pytest.approx(copies["T = 0.7, mean"], rel=0.05)
     greedy = [replay(found["copies"].drafter(byte_lm(), t.request), t.request, t.text)  # type: ignore[arg-type]

@@ -284,10 +284,10 @@ def test_fewer_iterations_where_fewer_nodes_are_wanted(monkeypatch: pytest.Monke
         return explore(*args, iterations=iterations, **how)
 
     monkeypatch.setattr(module, "explore", watch)
-    for nodes in (1, 20, 64):
+    for nodes in (1, 32, 64, 80):
         draft(drafter(Aded(nodes=nodes), table([1, 2, 3, 1, 2, 3])), [1, 2])
     draft(drafter(Aded(nodes=20, iterations=7), table([1, 2, 3, 1, 2, 3])), [1, 2])
-    assert asked == [50, 80, 150, 7]
+    assert asked == [30, 75, 150, 150, 7]
 
 
 # ---------------------------------------------------------------- generation

@@ -18,6 +18,7 @@ from ramify.bench.prompts import held_out_prompts
 from ramify.bench.recipes import Outcome, Table
 from ramify.bench.replay import Replay, replay
 from ramify.engine.request import Request
+from ramify.errors import unknown
 from ramify.methods.base import DraftMethod
 from ramify.methods.draft.aded import Aded
 from ramify.methods.draft.autoregressive import Greedy, Sample
@@ -46,14 +47,19 @@ def run(
     max_new_tokens: int = 64,
     seeds: int = 3,
     temperature: float = 0.7,
+    only: str = "",
 ) -> Outcome:
-    """Tokens per call of every variant, greedy and sampled (mean over ``seeds`` with lowest and highest)."""
+    """Tokens per call of the variants whose names contain ``only``, greedy and sampled (mean over ``seeds``)."""
     lm = load(model, dtype="float32")
+    known = variants(lm)
+    chosen = {name: method for name, method in known.items() if only in name}
+    if not chosen:
+        raise unknown("variant", only, known)
     sampling = {"do_sample": True, "temperature": temperature}
     greedy = written(lm, prompts, max_new_tokens, seed)
     sampled = [written(lm, prompts, max_new_tokens, number, **sampling) for number in range(seed, seed + seeds)]
     rows = []
-    for name, method in variants(lm).items():
+    for name, method in chosen.items():
         runs = [[replayed(lm, method, turned) for turned in turns(texts)] for texts in sampled]
         means = [Replay.sum(part for run in of_seed for part in run).tokens_per_call for of_seed in runs]
         quarter = max(1, prompts // 4)

@@ -55,6 +55,7 @@ from ramify.models.causal import DEMO, CausalLM
 
 NODES = 64  # the paper's budget
 ITERATIONS = 150
+LEAST = 30  # iterations, however few nodes are wanted
 BUNDLED = DEMO / "aded" / "trigrams.safetensors"
 FIRST = tuple(0.32 / (rank + 1) ** 1.2 for rank in range(NODES))  # how often node i was right on the demo model
 
@@ -73,8 +74,8 @@ class Aded(DraftMethod):
 
     ``table``: a file of ``ramify train aded`` or a ``TrigramTable``; "empty" for adaptation alone; None for the bundled
     one where the model has the demo's tokenizer, else empty. ``nodes``: draft nodes per step (paper: 64); None sizes
-    the tree by the machine's cost curve. ``iterations``: of the search; None for the paper's 150, or 4 a node and at
-    least 50 where that is less. ``depth``: tokens that it looks ahead; the likeliest next one is added to each path.
+    the tree by the machine's cost curve. ``iterations``: of the search; None for the paper's 150 at 64 nodes, and fewer
+    in proportion, down to 30. ``depth``: tokens that it looks ahead; the likeliest next one is added to each path.
     ``paths``: most visited paths that are taken. ``c1``, ``c2``: constants of PUCT. ``reward``: "table" (paper) or
     "constant" (as the published code computes). ``search``: "mcts" (paper), "greedy" or "full" (ablations). ``adapt``:
     raise the weights of the tri-grams that are written, by ``rate`` up to ``cap``, all of the last ``window`` tokens at
@@ -206,7 +207,7 @@ class AdaptiveDrafter(Drafter):
         found = explore(
             table,
             pair,
-            iterations=options.iterations or min(ITERATIONS, max(50, 4 * nodes)),
+            iterations=options.iterations or min(ITERATIONS, max(LEAST, ITERATIONS * nodes // NODES)),
             depth=options.depth,
             c1=options.c1,
             c2=options.c2,
