@@ -41,6 +41,7 @@ class Watching(Drafter):
         self.random = random.Random(3)
         self.seen: list[int] = []
         self.rewinds: list[int] = []
+        self.proposed: list[int] = []
         self.drafts = 0
 
     def start(self, prompt: Sequence[int]) -> None:
@@ -53,9 +54,16 @@ class Watching(Drafter):
             self.hear(token, logits[index])
 
     def observe(self, outcome: Outcome) -> None:
-        for node in outcome.path:
-            self.hear(int(outcome.tree.tokens[node]), outcome.logits[node])
-            assert all(len(states) == len(outcome.tree) for states in outcome.hidden.values())
+        assert list(outcome.hidden) == list(self.hidden_layers)
+        assert all(len(states) == len(outcome.tree) for states in outcome.hidden.values())
+        assert len(outcome.tokens) == len(outcome.path)
+        followed = [int(outcome.tree.tokens[node]) for node in outcome.path]
+        assert followed[1:] == list(outcome.tokens[:-1])
+        for token, node in zip(followed, outcome.path, strict=True):
+            self.hear(token, outcome.logits[node])
+        own = [] if outcome.mine is None else outcome.tree.tokens[list(outcome.mine)[1:]].tolist()
+        assert own == (self.proposed if outcome.mine else [])
+        self.proposed = []
 
     def hear(self, token: int, logits: Tensor) -> None:
         self.seen.append(token)
@@ -71,7 +79,10 @@ class Watching(Drafter):
             assert self.seen == context.tokens[:-1]
         right = likely(self.family, context.tokens, 3)
         wrong = [self.random.randrange(VOCABULARY) for _ in range(2)]
-        return TokenTree.from_paths([wrong, right] if self.random.random() < 0.5 else [[*right[:1], *wrong], wrong])
+        paths = [wrong, right] if self.random.random() < 0.5 else [[*right[:1], *wrong], wrong]
+        tree = TokenTree.from_paths(paths).cut(context.levels)
+        self.proposed = tree.tokens.tolist()
+        return tree
 
 
 class Deep(Drafter):

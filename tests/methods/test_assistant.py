@@ -129,6 +129,8 @@ class Table:
         self.logits = spread * torch.randn(3, vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed))
 
     def __call__(self, nodes: Nodes, cache: RowCache) -> tuple[Tensor, dict[int, Tensor]]:
+        entries = torch.zeros(len(nodes.tokens), 1, nodes.tokens.shape[1], 1)
+        cache.row_layers[0].update(entries, entries)
         logits = self.logits[nodes.positions % 3, nodes.tokens]
         return (logits if nodes.logits_at is None else logits[:, list(nodes.logits_at)]), {}
 

@@ -16,7 +16,8 @@ from ramify.engine.tree import TokenTree
 from ramify.engine.verify import Verifier, match
 from ramify.models.causal import CausalLM
 
-FEW = 8  # tokens that are read along with the next draft; more are worth a pass of their own
+FEW = 8  # tokens that are read along with the next draft; more are worth passes of their own,
+PIECE = 256  # of so many tokens at most
 
 
 class Decoder:
@@ -37,6 +38,7 @@ class Decoder:
         self.session = Session(lm, capacity=len(request.prompt) + 256)
         self.vocabulary = vocabulary or lm.vocab_size
         self.rows_run = 0
+        self.begun = False
         if drafter is not None:
             drafter.start(self.row.tokens)
 
@@ -62,38 +64,45 @@ class Decoder:
 
     def step(self, levels: int = 0, verifier: Verifier = match) -> tuple[int, ...]:
         """One pass: draft up to ``levels`` deep, score, accept; returns the tokens that it adds, at most ``left``."""
-        row, session = self.row, self.session
-        unread = row.tokens[session.lengths[0] : -1]
-        if len(unread) > FEW:
-            read(session, [row], [unread])
-            unread = []
-        layers = hidden_layers([row])
+        row, layers = self.row, hidden_layers([self.row])
+        unread = self._unread()
         # Who drafts from the model's states must have seen all of them: then this pass is a plain one.
         blind = len(unread) > 0 and len(layers) > 0
         tree = row.draft(0 if blind else min(levels, self.left - 1)).rooted(row.tokens[-1])
-        scores = self._score(unread, tree, layers)
-        verdict, tokens = row.settle(tree, scores, verifier)
-        session.keep([[*range(len(unread)), *(len(unread) + node for node in verdict.path)]])
-        return tokens
-
-    def _score(self, unread: Sequence[int], tree: TokenTree, layers: Sequence[int]) -> Scores:
-        """The scores of ``tree``, with the tokens that come before it read in the same pass."""
         whole = tree
         for token in reversed(unread):
             whole = whole.rooted(token)
-        scores = self.session.score(whole, hidden_layers=layers)
+        scores = self._score(whole, layers)
+        lead = len(unread)
+        committed = [*unread[1:], *row.tokens[-1:]] if lead else []
+        verdict, tokens = row.judge(tree, scores.logits[0, lead:], verifier)
+        path = [*range(lead), *(lead + node for node in verdict.path)]
+        # To the drafter, what was not read yet is what another one proposed, rightly.
+        mine = [0, *range(lead + 1, len(whole))] if lead else None
+        row.learn(whole, scores, path, [*committed, *tokens], mine=mine)
+        self.session.keep([path])
+        return tokens
+
+    def _unread(self) -> list[int]:
+        """The last tokens before the pending one that were not read, a few at most; reads those before them."""
+        row, session = self.row, self.session
+        if not self.begun:
+            self.begun = True
+            read(session, [row], [row.tokens[:-1]])
+        while len(unread := row.tokens[session.lengths[0] : -1]) > FEW:
+            piece = TokenTree.chain(unread[:PIECE])
+            scores = self._score(piece, hidden_layers([row]))
+            begin, path = session.lengths[0] + 1, range(len(piece))
+            session.keep([path])
+            row.learn(piece, scores, path, row.tokens[begin : begin + len(piece)], mine=[0])
+        return unread
+
+    def _score(self, tree: TokenTree, layers: Sequence[int]) -> Scores:
+        scores = self.session.score(tree, hidden_layers=layers)
         self.rows_run = scores.rows_run
         if scores.logits.shape[-1] != self.vocabulary:
             scores = replace(scores, logits=_fit(scores.logits, self.vocabulary))
-        if not unread:
-            return scores
-        count, drafter = len(unread), self.row.drafter
-        if drafter is not None and (drafter.wants_prompt_logits or layers):
-            logits = scores.logits[0, :count] if drafter.wants_prompt_logits else None
-            hidden = {layer: states[0, :count] for layer, states in scores.hidden.items()}
-            drafter.observe_prompt(list(unread), logits, hidden)
-        hidden = {layer: states[:, count:] for layer, states in scores.hidden.items()}
-        return replace(scores, logits=scores.logits[:, count:], hidden=hidden)
+        return scores
 
 
 def _fit(logits: Tensor, vocabulary: int) -> Tensor:

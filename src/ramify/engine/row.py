@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.request import Request
@@ -52,30 +53,35 @@ class Row:
         context = Context(self.tokens, levels, self.request.sampler, self.drafting, self.length)
         return self.drafter.draft(context).cut(levels)
 
-    def settle(
+    def judge(
+        self, tree: TokenTree, logits: Tensor, verifier: Verifier, best: Callable[[], list[int]] | None = None
+    ) -> tuple[Verdict, tuple[int, ...]]:
+        """The verdict on ``tree``, with ``logits`` [N, V], and what it committed; ``best`` as ``NodeLaws`` takes it."""
+        laws = NodeLaws(self.request.sampler, tree, logits, self.buffer, self.length, best)
+        verdict = verifier(tree, laws, self.verifying)
+        return verdict, self.commit([*tree.tokens[list(verdict.path[1:])].tolist(), verdict.token])
+
+    def learn(
         self,
         tree: TokenTree,
         scores: Scores,
-        verifier: Verifier,
+        path: Sequence[int],
+        tokens: Sequence[int],
         place: int = 0,
-        best: Callable[[], list[int]] | None = None,
-    ) -> tuple[Verdict, tuple[int, ...]]:
-        """Accept, commit and learn: the verdict on ``tree`` and the tokens that were appended.
+        mine: Sequence[int] | None = None,
+    ) -> None:
+        """Tell the drafter what became of ``tree``, unless the sequence has ended; arguments as of ``Outcome``.
 
-        ``scores``: of all rows, this one at ``place``. ``best``: as ``NodeLaws`` takes it.
+        ``scores``: of all rows, this one at ``place``.
         """
+        if self.drafter is None or self.finish:
+            return
         size = len(tree)
-        logits = scores.logits[place, :size]
-        laws = NodeLaws(self.request.sampler, tree, logits, self.buffer, self.length, best)
-        verdict = verifier(tree, laws, self.verifying)
-        tokens = self.commit([*tree.tokens[list(verdict.path[1:])].tolist(), verdict.token])
-        if self.drafter is not None and not self.finish:
-            hidden = {layer: states[place, :size] for layer, states in scores.hidden.items()}
-            ghosts = None
-            if tree.ghosts is not None and scores.ghosts is not None:
-                ghosts = scores.ghosts[place, : len(tree.ghosts)]
-            self.drafter.observe(Outcome(tree, logits, verdict.path, tokens, hidden, ghosts))
-        return verdict, tokens
+        hidden = {layer: states[place, :size] for layer, states in scores.hidden.items()}
+        ghosts = None
+        if tree.ghosts is not None and scores.ghosts is not None:
+            ghosts = scores.ghosts[place, : len(tree.ghosts)]
+        self.drafter.observe(Outcome(tree, scores.logits[place, :size], path, tokens, hidden, ghosts, mine))
 
     def commit(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """Append tokens one by one until the sequence ends; returns those that were appended."""
@@ -109,7 +115,7 @@ def read(session: Session, rows: Sequence[Row], texts: Sequence[Sequence[int]]) 
     """Append ``texts[i]`` to the cache of row i for the drafters that want it to see; returns the passes."""
     drafters = [row.drafter for row in rows]
 
-    def observe(row: int, tokens: list[int], logits: torch.Tensor | None, hidden: dict[int, torch.Tensor]) -> None:
+    def observe(row: int, tokens: list[int], logits: Tensor | None, hidden: dict[int, Tensor]) -> None:
         drafter = drafters[row]
         if drafter is not None and (drafter.wants_prompt_logits or drafter.hidden_layers):
             drafter.observe_prompt(tokens, logits if drafter.wants_prompt_logits else None, hidden)

@@ -97,7 +97,8 @@ def _run(lm: CausalLM, rows: list[Row], verifier: Verifier) -> Iterator[Event]:
         kept = []
         for place, (row, tree) in enumerate(zip(rows, trees, strict=True)):
             began = time.perf_counter()
-            verdict, tokens = row.settle(tree, scores, verifier, place, best[place])
+            verdict, tokens = row.judge(tree, scores.logits[place, : len(tree)], verifier, best[place])
+            row.learn(tree, scores, verdict.path, tokens, place)
             kept.append(verdict.path)
             ended = time.perf_counter()
             yield Accepted(row.index, step, tuple(node - 1 for node in verdict.path[1:]), tokens, ended - began)

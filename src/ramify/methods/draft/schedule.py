@@ -14,7 +14,8 @@ from ramify.methods.draft.sizing import PRIOR, RETRY
 from ramify.models.calibrate import CostCurve
 
 LONGEST = 20  # tokens of a draft
-TRIAL = 3  # tokens of the draft that is tried now and then where none pays
+TRIAL = 3  # tokens of the draft that is tried now and then where none pays,
+PATIENCE = 8 * RETRY  # after ever more plain steps, up to so many
 FADE = 0.9  # what a draft counts for in the estimates, in units of the next one
 
 
@@ -53,7 +54,7 @@ class Fastest(Schedule):
         self.verifying = [target.cost(drafted + 1) for drafted in range(longest + 1)]
         self.accepted, self.tried = PRIOR
         self.seconds, self.drafted = own.cost(1), 1.0
-        self.skipped = 0
+        self.skipped, self.patience = 0, RETRY
 
     def choose(self) -> int:
         rate = self.accepted / self.tried
@@ -64,11 +65,14 @@ class Fastest(Schedule):
             for length, (tokens, cost) in enumerate(zip(accumulate(powers), self.verifying, strict=True))
         ]
         best = speeds.index(max(speeds))
-        if best == 0:
-            self.skipped += 1
-            if self.skipped % RETRY == 0:
-                return min(TRIAL, self.length)
-        return best
+        if best > 0:
+            self.skipped, self.patience = 0, RETRY
+            return best
+        self.skipped += 1
+        if self.skipped < self.patience:
+            return 0
+        self.skipped, self.patience = 0, min(2 * self.patience, PATIENCE)
+        return min(TRIAL, self.length)
 
     def ran(self, rows: int) -> None:
         self.seconds += self.own.cost(rows)
