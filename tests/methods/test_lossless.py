@@ -7,6 +7,7 @@ with texts that cross the sliding window; on both forward passes, and over packe
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -20,11 +21,14 @@ import ramify
 from ramify.api import generate
 from ramify.engine.result import Result
 from ramify.errors import RamifyError
-from ramify.methods.base import Method
+from ramify.methods.base import DraftMethod, Method
+from ramify.methods.draft import switch
 from ramify.methods.draft.datastore import Datastore
 from ramify.methods.draft.hidden_transfer_head import HiddenTransferHead
 from ramify.methods.draft.ppd_head import PromptTokens
 from ramify.methods.draft.static_automaton import StaticAutomaton
+from ramify.methods.draft.switch import Switched
+from ramify.methods.draft.union import Union
 from ramify.methods.registry import Card, catalogue, create, find
 from ramify.models.causal import DEMO, CausalLM, load
 from ramify.models.weights import unavailable
@@ -67,6 +71,7 @@ def assistant(family: str) -> Any:
 OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "aded": lambda _: {"nodes": 24},
     "assistant": lambda name: {"model": assistant(name.partition(" ")[0])},
+    "auto": lambda _: {"switch": False, "otherwise": "union:methods=(suffix:length=8+aded:nodes=12):nodes=14"},
     "eagle": lambda on: {"head": heads.eagle(target(on)), "nodes": 12, "depth": 3, "k": 4},
     "hidden-transfer": lambda on: {"head": HiddenTransferHead.new(target(on)), "budget": 24},
     "ppd": lambda on: {"head": PromptTokens.new(target(on)), "budget": 40},
@@ -77,7 +82,9 @@ OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "sam": lambda _: {"length": 40, "auxiliary": create("token-recycling", nodes=24)},
     "suffix": lambda _: {"length": 40},
     "suffix-decoding": lambda _: {"length": 24},
+    "switched": lambda _: {"inner": "token-recycling:nodes=24", "margin": math.inf},
     "token-recycling": lambda _: {"nodes": 24},
+    "union": lambda _: {"methods": "token-recycling:nodes=16,suffix:length=10", "nodes": 20},
 }
 # Further settings of a method that deserve the matrix too.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -103,6 +110,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("rest", {"nodes": 64, "matches": 3, "longest": 3, "shortest": 1, "length": 5}),
     ("suffix-decoding", {"mode": "tree", "factor": 4.0, "depth": 12, "requests": 2}),
     ("suffix-decoding", {"length": None}),
+    ("union", {"nodes": 5, "share": "turns"}),
+    ("union", {"methods": ["suffix:length=8", "prompt-lookup:length=4", "token-recycling:nodes=9"], "share": "order"}),
+    ("union", {"methods": "union:methods=(suffix:length=9+token-recycling:nodes=9):nodes=12,aded:nodes=8", "nodes": 9}),
+    ("union", {"nodes": None}),
+    ("switched", {"margin": -1.0}),
+    ("switched", {"inner": "union:methods=(suffix+token-recycling)"}),
+    ("auto", {"switch": True}),
+    ("sam", {"auxiliary": Union("token-recycling:nodes=9+prompt-lookup:length=5", nodes=12), "threshold": 2}),
     ("s2d", {"thresholds": (0.2,), "coupled": True, "schedule": "constant", "length": 3}),
 ]
 CARDS = [card for card in catalogue() if card.family == "draft" and card.lossless]
@@ -186,6 +201,17 @@ def test_under_other_settings(card: Card, family: str, setting: str):
 def test_variants(name: str, options: dict[str, Any], setting: str):
     for family in THOROUGH:
         check(make(name, family, **options), family, setting)
+
+
+@pytest.mark.parametrize("setting", ["greedy", "sampled"])
+@pytest.mark.parametrize("card", CARDS, ids=NAMES)
+def test_beside_others_and_behind_a_switch(card: Card, setting: str, monkeypatch: pytest.MonkeyPatch):
+    method = make(card.name, "qwen3")
+    assert isinstance(method, DraftMethod)
+    check(Union([method, "prompt-lookup:length=4", "token-recycling:nodes=9"], nodes=10), "qwen3", setting)
+    monkeypatch.setattr(switch, "TRIAL", 2)
+    monkeypatch.setattr(switch, "REST", 3)
+    check(Switched(method, margin=-1.0), "qwen3", setting)  # two steps on, three off, two on, six off, …
 
 
 @pytest.mark.parametrize("verifier", ["speculative", "block"])

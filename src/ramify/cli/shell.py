@@ -100,7 +100,8 @@ def load(
 
 def size(lm: CausalLM, method: Method) -> None:
     """Measure the cost curve now, under a spinner, where the method would do it in the middle of its first answer."""
-    if lm.trees and any(getattr(method, option, 0) is None for option in ("nodes", "length")):
+    sized = any(getattr(method, option, 0) is None for option in ("nodes", "length"))
+    if lm.trees and (sized or method.card.name in ("auto", "switched")):
         with waiting("timing forward passes, once for this model and machine …"):
             import ramify
 
