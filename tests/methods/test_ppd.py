@@ -18,7 +18,6 @@ from torch import Tensor
 
 import ramify.methods.draft.ppd as module
 from ramify.api import generate
-from ramify.bench.prompts import held_out_prompts
 from ramify.engine.drafter import Context, Outcome
 from ramify.engine.request import Request
 from ramify.engine.sampling import Sampler
@@ -33,6 +32,7 @@ from ramify.methods.head import BUNDLED, load_head
 from ramify.methods.registry import create, find
 from ramify.models.calibrate import CostCurve
 from ramify.models.causal import CausalLM, load
+from ramify.train.data import held_out_documents
 
 PREFIX = text(14, 3)  # longer than the sliding windows
 
@@ -516,17 +516,14 @@ def test_heads_that_cannot_draft_are_refused():
 
 
 @pytest.mark.skipif(not (BUNDLED / "ppd").exists(), reason="the demo head is not in the package")
-def test_training_is_worth_a_quarter_of_a_token_per_pass():
-    """At temperature 0.7, where text does not loop, with the chain of three guesses."""
+def test_the_bundled_prompt_tokens_learned_something():
+    """Untrained ones answer with whatever is frequent, and the later ones not even that."""
     demo = load("demo", dtype="float32")
     torch.manual_seed(0)
-    rates = []
-    for head in (PromptTokens.new(demo), load_head(PromptTokens, None, demo)):
-        tokens = calls = 0
-        for index, prompt in enumerate(held_out_prompts(4)):
-            method = Ppd(head=head, budget=12, allocation="chain")
-            given = {"do_sample": True, "temperature": 0.7, "seed": index}
-            stats = generate(demo, prompt.text, method, max_new_tokens=48, **given).stats
-            tokens, calls = tokens + stats.generated_tokens, calls + stats.target_calls
-        rates.append(tokens / calls)
-    assert rates[1] - rates[0] > 0.25
+    held_out = held_out_documents(demo)
+    tokens = torch.tensor([document[500:597] for document in held_out if len(document) > 597][:5])
+    before, after = (
+        head.measure(demo, tokens) for head in (PromptTokens.new(demo), load_head(PromptTokens, None, demo))
+    )
+    assert after["agreement at +3"] > before["agreement at +3"] + 0.05
+    assert all(after[f"top-5 at +{distance}"] > before[f"top-5 at +{distance}"] + 0.03 for distance in (2, 3, 4))
