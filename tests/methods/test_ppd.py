@@ -26,7 +26,8 @@ from ramify.engine.speculate import speculate
 from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
 from ramify.methods.draft.ppd import Ppd, Prompter, plans
-from ramify.methods.draft.ppd_head import PromptTokens, continuation, layout
+from ramify.methods.draft.ppd_head import PromptTokens
+from ramify.methods.draft.ppd_layout import continuation, layout
 from ramify.methods.draft.sparse_tree import VICUNA_7B, DynamicTree, SparseTree, dynamic_tree, transitions
 from ramify.methods.head import BUNDLED, load_head
 from ramify.methods.registry import create, find

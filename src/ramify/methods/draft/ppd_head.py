@@ -1,8 +1,8 @@
 """The trained part of parallel prompt decoding: n prompt tokens of m embeddings each, E [n·m, D] and nothing else.
 
-Training layout (arXiv 2405.18628, section 3.2 and the official code). Behind the text rows x_1 … x_T stand the prompt
-tokens of every insertion point i; prompt token k of point i has the position i + k, sees x_1 … x_i and the prompt
-tokens 1 … k of its own point, and predicts y_{i+k+1}. No text row sees a prompt token, so one pass serves many points:
+Training (arXiv 2405.18628, section 3.2 and the official code) inserts the prompt tokens behind points i of a text,
+many points in one pass (``ppd_layout.py``). Prompt token k of point i predicts y_{i+k+1} and is taught z_k, what the
+target says there:
 
     L = 1/n · Σ_k α^(k−1) · KL(softmax(z_k) ‖ softmax(mean over j of the logits of embedding (k, j)))
 
@@ -16,7 +16,7 @@ Gradients pass the frozen target down to E. Choices where the paper and its code
 * The learning rate 0.03 suits the demo model, whose embeddings are an order larger than those of the paper's models
   (0.01); the optimiser is the paper's AdamW without decay, the schedule the trainer's.
 * Embedding (k, j) sees the (k', j) of the earlier prompt tokens ("ensemble"). "decoder" and "encoder" are the code's
-  ablations: all earlier embeddings; those of its own prompt token only. No draft tree lays them out.
+  ablations: all earlier embeddings; those of its own prompt token only. With m > 1 no draft tree lays them out.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ramify.errors import RamifyError, unknown
+from ramify.methods.draft.ppd_layout import continuation, layout, score
 from ramify.methods.draft.sparse_tree import RANKS, VICUNA_7B
 from ramify.methods.head import Fit, Head, Regime
-from ramify.models.cache import RowCache, send
+from ramify.models.cache import send
 from ramify.models.causal import CausalLM
-from ramify.models.forward import Nodes
 
 MASKS = ("ensemble", "decoder", "encoder")
 TARGETS = ("own", "corpus", "hard")
@@ -115,7 +115,7 @@ class PromptTokens(Head):
         text = lm.forward.embed(tokens)
         soft = self.embeddings.to(text.dtype).repeat(len(places), 1).expand(len(tokens), -1, -1)
         positions, ancestors = layout(tokens.shape[1], places, n, m, sizes.mask)
-        logits = _score(lm, tokens, torch.cat([text, soft], dim=1), positions, ancestors)
+        logits = score(lm, tokens, torch.cat([text, soft], dim=1), positions, ancestors)
         length = tokens.shape[1]
         return logits[:, :length], logits[:, length:].view(len(tokens), len(places), n, m, -1).mean(dim=3)
 
@@ -164,63 +164,6 @@ class PromptTokens(Head):
             return torch.arange(available, device=tokens.device)
         order = torch.randperm(available, generator=torch.Generator().manual_seed(int(tokens.sum())))
         return send(order[:count].sort().values, tokens.device)
-
-
-def layout(length: int, places: Tensor, prompts: int, ensemble: int, mask: str) -> tuple[Tensor, Tensor]:
-    """Positions [N] and ancestors bool [N, N] of ``length`` text rows and of what is inserted after ``places`` [P].
-
-    N = length + P · prompts · ensemble; a point's rows stand together, prompt token by prompt token.
-    """
-    device = places.device
-    step = torch.arange(prompts, device=device).repeat_interleave(ensemble)
-    member = torch.arange(ensemble, device=device).repeat(prompts)
-    if mask == "ensemble":
-        seen = (step[:, None] >= step) & (member[:, None] == member)
-    elif mask == "decoder":
-        seen = torch.ones(len(step), len(step), dtype=torch.bool, device=device).tril_()
-    else:
-        seen = step[:, None] == step
-    count = len(places) * len(step)
-    ancestors = torch.zeros(length + count, length + count, dtype=torch.bool, device=device)
-    ancestors[:length, :length] = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
-    ancestors[length:, :length] = torch.arange(length, device=device) <= places.repeat_interleave(len(step))[:, None]
-    ancestors[length:, length:] = torch.kron(torch.eye(len(places), dtype=torch.bool, device=device), seen)
-    inserted = places[:, None] + 1 + step
-    return torch.cat([torch.arange(length, device=device), inserted.flatten()]), ancestors
-
-
-@torch.no_grad()
-def continuation(
-    lm: CausalLM, tokens: Tensor, places: Tensor, count: int, temperature: float = 0.0, seed: int = 0
-) -> Tensor:
-    """Logits [B, P, count, V] of the target after 1 … ``count`` tokens of its own behind every one of ``places``."""
-    generator = torch.Generator(tokens.device).manual_seed(seed)
-    length, own = tokens.shape[1], tokens.new_zeros(len(tokens), len(places), 0)
-    found: list[Tensor] = []
-    for size in range(count + 1):
-        positions, ancestors = layout(length, places, size, 1, "ensemble")
-        logits = _score(lm, torch.cat([tokens, own.flatten(1)], dim=1), None, positions, ancestors)
-        last = logits[:, length + size - 1 :: size] if size > 0 else logits[:, places]
-        if size > 0:
-            found.append(last)
-        if temperature:
-            law = torch.softmax(last.float() / temperature, dim=-1)
-            token = torch.multinomial(law.flatten(0, 1), 1, generator=generator).view(len(tokens), len(places), 1)
-        else:
-            token = last.argmax(dim=-1, keepdim=True)
-        own = torch.cat([own, token], dim=2)
-    return torch.stack(found, dim=2)
-
-
-def _score(lm: CausalLM, tokens: Tensor, embeddings: Tensor | None, positions: Tensor, ancestors: Tensor) -> Tensor:
-    """Logits [B, N, V] of rows that are laid out alike in every window, with gradients where they are wanted."""
-    rows, count = len(tokens), len(positions)
-    cache = RowCache(lm.layers, rows, count)
-    cache.expect(count, tokens.device)
-    filled = functional.pad(tokens, (0, count - tokens.shape[1]))
-    nodes = Nodes(filled, positions.expand(rows, -1), [0] * rows, ancestors[None], embeddings=embeddings)
-    logits, _ = lm.forward(nodes, cache)
-    return logits
 
 
 def _one_hot(logits: Tensor) -> Tensor:
