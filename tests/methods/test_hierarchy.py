@@ -27,6 +27,7 @@ from ramify.errors import RamifyError
 from ramify.methods.base import DraftMethod
 from ramify.methods.draft.assistant import Assistant, Chain
 from ramify.methods.draft.token_recycling import TokenRecycling
+from ramify.methods.registry import find
 from ramify.models.causal import CausalLM, load
 from ramify.models.fused import FusedForward
 
@@ -100,7 +101,7 @@ def test_of_itself_everything_is_accepted(verifier: Any, settings: dict[str, Any
 @SETTINGS
 def test_with_its_drafter_off_it_is_a_plain_chain(settings: dict[str, Any]):
     without = run(hierarchy(blurred(), inner=None), settings)
-    off = run(hierarchy(blurred(), inner="greedy"), settings)
+    off = run(hierarchy(blurred(), inner="token-recycling:nodes=0"), settings)
     for mine, theirs in zip(without, off, strict=True):
         assert [step.tree.tokens.tolist() for step in mine.events if isinstance(step, Drafted)] == [
             step.tree.tokens.tolist() for step in theirs.events if isinstance(step, Drafted)
@@ -111,6 +112,8 @@ def test_with_its_drafter_off_it_is_a_plain_chain(settings: dict[str, Any]):
 @dataclass(frozen=True)
 class Guessing(DraftMethod):
     """Random chains or trees, drawn from the randomness that the loop hands out."""
+
+    card = find("token-recycling").card
 
     tokens: int = 96
     depth: int = 3
@@ -304,15 +307,18 @@ def test_one_object_serves_batches_and_remembers(settings: dict[str, Any]):
     method = hierarchy(blurred())
     first = run(method, settings)
     assert [each.tokens for each in run(method, settings)] == [each.tokens for each in first] == plain(settings)
-    assert method.memory["inner"] is RECYCLING
+    assert method.memory["inner"].memory
+    assert not RECYCLING.memory  # of which it took a copy, so that nothing is learned twice
     fresh = replace(method)
     assert not fresh.memory
 
 
 def test_what_cannot_draft_is_refused():
-    with pytest.raises(RamifyError, match="hf-greedy proposes no drafts"):
+    with pytest.raises(RamifyError, match="hf-greedy makes no drafts, so it cannot be part of an assistant"):
         hierarchy(blurred(), inner="hf-greedy")
     with pytest.raises(RamifyError, match="unknown method 'token-recyclin'; did you mean 'token-recycling'"):
         hierarchy(blurred(), inner="token-recyclin")
+    with pytest.raises(RamifyError, match="one method, not 2; put several into a union"):
+        hierarchy(blurred(), inner="token-recycling,suffix")
     with pytest.raises(RamifyError, match="levels must be at least 1, got 0"):
         hierarchy(blurred(), levels=0)

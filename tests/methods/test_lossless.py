@@ -80,6 +80,7 @@ OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "rest": lambda on: {"nodes": 24, "datastore": Datastore.of([*plain(on, "greedy"), *PROMPTS], VOCABULARY)},
     "s2d": lambda on: {"draft": assistant(on.partition(" ")[0]), "exits": (1, 2)},
     "sam": lambda _: {"length": 40, "auxiliary": create("token-recycling", nodes=24)},
+    "specmquant": lambda name: {"model": assistant(name.partition(" ")[0])},
     "suffix": lambda _: {"length": 40},
     "suffix-decoding": lambda _: {"length": 24},
     "switched": lambda _: {"inner": "token-recycling:nodes=24", "margin": math.inf},
@@ -99,6 +100,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ppd", {"budget": 20, "allocation": "naive"}),
     ("ppd", {"budget": 2, "allocation": "chain"}),
     ("assistant", {"schedule": "constant", "length": 2}),
+    ("assistant", {"inner": "union:methods=(suffix:length=8+token-recycling:nodes=9):nodes=12", "levels": 2}),
+    ("specmquant", {"plain_first": True, "length": 3, "inner": "lookahead"}),
     ("lookahead", {"ngram": 3, "window": 2, "guesses": 3, "advance": "accepted", "seed_from_prompt": True}),
     ("lookahead", {"ngram": 2, "guesses": 0}),
     ("lookahead", {"sized": True}),
@@ -229,7 +232,11 @@ def test_the_demo_model(card: Card, setting: str):
     demo = demo_lm()
     prompts = ["def read(path):\n    with open(", "class Queue:\n    def __init__(self"]
     given = {"max_new_tokens": 40, "seed": 2, **SETTINGS[setting]}
-    own: dict[str, dict[str, Any]] = {"assistant": {"model": demo}, "rest": {"datastore": None}}
+    own: dict[str, dict[str, Any]] = {
+        "assistant": {"model": demo},
+        "specmquant": {"model": demo},
+        "rest": {"datastore": None},
+    }
     trained: dict[str, Any] = {} if find(card.name).head is None else {"head": None}  # the bundled one
     method = make(card.name, "llama", **trained, **own.get(card.name, {}))
     plain = generate(demo, prompts, "sample" if given["do_sample"] else "greedy", **given)

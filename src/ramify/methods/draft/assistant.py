@@ -40,9 +40,10 @@ from ramify.engine.tree import TokenTree, TreeShape
 from ramify.engine.verify import Verdict, Verifier, match, walk
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import DraftMethod, verification_rule
+from ramify.methods.draft.parts import Parts, parts_of
 from ramify.methods.draft.schedule import Fastest, Heuristic, Schedule
 from ramify.methods.draft.translate import LONG, Translated, same_vocabulary
-from ramify.methods.registry import create, register
+from ramify.methods.registry import register
 from ramify.models.calibrate import calibrate
 from ramify.models.causal import CausalLM, load
 
@@ -61,15 +62,16 @@ class Assistant(DraftMethod):
 
     ``model``: the assistant, as ``ramify.load`` takes it or loaded already. ``length``: tokens drafted, at first or
     always. ``schedule``: "heuristic", "constant", or "auto". ``verifier``: "speculative", "block", or "match".
-    ``inner``: a draft method, by name or as an object, with which the assistant itself decodes. ``levels``: how deep
-    its trees are at most. ``plain_first``: after a refusal the assistant first decodes a token without it.
+    ``inner``: what the assistant itself decodes with, a draft method's name with :option=value where wanted, or an
+    object, of which it takes a copy. ``levels``: how deep its trees are at most. ``plain_first``: after a refusal the
+    assistant first decodes a token without it.
     """
 
     model: Any = None
     length: int = 5
     schedule: Literal["heuristic", "constant", "auto"] = "heuristic"
     verifier: Literal["speculative", "block", "match"] = "speculative"
-    inner: Any = None
+    inner: Parts | None = None
     levels: int = 3
     plain_first: bool = False
 
@@ -83,7 +85,8 @@ class Assistant(DraftMethod):
             raise unknown("schedule", self.schedule, ["heuristic", "constant", "auto"])
         if not verification_rule(self.verifier).lossless:
             raise RamifyError(f"verifier {self.verifier!r} is not lossless, which this method promises to be")
-        _draft_method(self.inner)
+        if self.inner is not None:
+            _part(self.inner)
 
     def drafter(self, lm: CausalLM, request: Request) -> Drafter:
         assistant = self._assistant()
@@ -94,7 +97,9 @@ class Assistant(DraftMethod):
             schedule: Schedule = Fastest(calibrate(lm), calibrate(assistant))
         else:
             schedule = (Heuristic if self.schedule == "heuristic" else Schedule)(self.length)
-        inner = self.memory.setdefault("inner", _draft_method(self.inner))
+        if self.inner is not None and "inner" not in self.memory:
+            self.memory["inner"] = _part(self.inner)
+        inner = self.memory.get("inner")
         if shared:
             limit = min(request.max_length - 1, assistant.context + 1)
             return Chain(self, assistant, replace(request, max_length=limit), schedule, inner, lm.vocab_size)
@@ -176,11 +181,9 @@ def _drawing(drawn: list[Drawn]) -> Verifier:
     return verify
 
 
-def _draft_method(method: Any) -> DraftMethod | None:
-    """The method that is meant, by name or as an object."""
-    if method is None:
-        return None
-    found = create(method)
-    if not isinstance(found, DraftMethod):
-        raise RamifyError(f"{found.card.name} proposes no drafts, so the assistant cannot decode with it")
-    return found
+def _part(given: Parts) -> DraftMethod:
+    """The one method that ``given`` means."""
+    found = parts_of(given, "an assistant")
+    if len(found) != 1:
+        raise RamifyError(f"an assistant decodes with one method, not {len(found)}; put several into a union")
+    return found[0]
