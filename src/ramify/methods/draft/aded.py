@@ -70,7 +70,7 @@ FIRST = tuple(0.32 / (rank + 1) ** 1.2 for rank in range(NODES))  # how often no
 )
 @dataclass(frozen=True)
 class Aded(DraftMethod):
-    """Search a tri-gram table of a corpus, which adapts to what the model writes, for the likeliest continuations.
+    """Search a tri-gram table that adapts to what the model writes for the likeliest continuations.
 
     ``table``: a file of ``ramify train aded`` or a ``TrigramTable``; "empty" for adaptation alone; None for the bundled
     one where the model has the demo's tokenizer, else empty. ``nodes``: draft nodes per step (paper: 64); None sizes
