@@ -11,7 +11,7 @@ from families import lm, text
 
 import ramify.bench.recipes.lookups as lookups
 from ramify.api import generate
-from ramify.bench.recipes.lookups import Timed, Total, forget, measure, variants
+from ramify.bench.recipes.lookups import Timed, Total, measure, variants
 from ramify.errors import RamifyError
 from ramify.methods.draft.lookahead import Lookahead
 from ramify.methods.draft.sam import SAMDecoding
@@ -83,14 +83,3 @@ def test_the_clock_is_that_of_the_own_thread(monkeypatch: pytest.MonkeyPatch):
     timed = Timed(lambda *numbers: sum(numbers))
     assert [timed(1, 2), timed(3)] == [3, 3]
     assert timed.seconds == 0.75
-
-
-def test_the_auxiliary_is_forgotten_too():
-    method = SAMDecoding(length=4, auxiliary=TokenRecycling(nodes=4))
-    generate(lm("llama"), text(9), method, max_new_tokens=4)
-    auxiliary: Any = method.auxiliary
-    assert method.memory
-    assert auxiliary.memory
-    forget(method)
-    assert not method.memory
-    assert not auxiliary.memory

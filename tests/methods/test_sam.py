@@ -433,6 +433,7 @@ def test_what_is_wrong_with_the_options_is_said():
         ({"factor": -1}, "got 5 and -1"),
         ({"auxiliary": "token-recyclin"}, "did you mean 'token-recycling'"),
         ({"auxiliary": "hf-greedy"}, "hf-greedy makes no drafts"),
+        ({"auxiliary": "suffix,prompt-lookup"}, "one method is the auxiliary, not 2; join several in a union"),
     ]:
         with pytest.raises(RamifyError, match=message):
             SAMDecoding(**options)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from ramify.engine.drafter import Drafter
 from ramify.engine.result import Stats
 from ramify.engine.speculate import speculate
 from ramify.errors import RamifyError
-from ramify.methods.base import DraftMethod, Method
+from ramify.methods.base import DraftMethod
 from ramify.methods.draft.lookahead import Lookahead
 from ramify.methods.draft.prompt_lookup import PromptLookup
 from ramify.methods.draft.sam import SAMDecoding
@@ -143,7 +143,7 @@ class Total:
 
 def measure(lm: CausalLM, method: DraftMethod, prompts: int, max_new_tokens: int, seed: int, **settings: Any) -> Total:
     """All prompts together, from nothing learned; prompt i has seed 1000 · ``seed`` + i."""
-    forget(method)
+    method.memory.clear()
     total = Total()
     for index, prompt in enumerate(held_out_prompts(prompts)):
         given = {"max_new_tokens": max_new_tokens, "seed": 1000 * seed + index, **settings}
@@ -172,10 +172,3 @@ class Timed:
         result = self.function(*arguments)
         self.seconds += time.thread_time() - began
         return result
-
-
-def forget(method: DraftMethod) -> None:
-    """Let a method, and one that it asks, start afresh."""
-    method.memory.clear()
-    if isinstance(method, SAMDecoding) and isinstance(method.auxiliary, Method):
-        method.auxiliary.memory.clear()

@@ -11,10 +11,10 @@ likeliest continuations, best first and at most ``width`` at a depth, a node's p
 of end positions. Exact for every target law, since the engine verifies by matching.
 
 Published: bias 5, threshold 5, length 40, the auxiliary Token Recycling with 60 nodes, thus ``SAMDecoding(length=40,
-auxiliary=TokenRecycling(nodes=60))``. Ours by default are sizes that pay on this machine: the chain's by the acceptance
-seen so far at matches of its kind, the tree's by how far the counts' promises were kept, the auxiliary's its own; where
-a match does not pay, the auxiliary is asked. The official code fills short chains up with token 0, and looks in the
-text for a shorter match that has more text behind it; here a chain ends with its document or with the text.
+auxiliary="token-recycling:nodes=60")``. Ours by default are sizes that pay on this machine: the chain's by the
+acceptance seen so far at matches of its kind, the tree's by how far the counts' promises were kept, the auxiliary's its
+own; where a match does not pay, the auxiliary is asked. The official code fills short chains up with token 0, and looks
+in the text for a shorter match that has more text behind it; here a chain ends with its document or with the text.
 
 Cost per step: amortised O(1) for a token of text, O(log V) for one of a corpus; the auxiliary learns from every step,
 whoever drafted. Memory: about 50 bytes for a token of the corpus, 500 for one of the text.
@@ -35,10 +35,11 @@ from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
 from ramify.methods.base import DraftMethod
 from ramify.methods.draft.automaton import SuffixAutomaton
+from ramify.methods.draft.parts import parts_of
 from ramify.methods.draft.sizing import ChainLength, PromisedSize
 from ramify.methods.draft.static_automaton import Reader, StaticAutomaton
 from ramify.methods.head import fingerprint
-from ramify.methods.registry import create, register
+from ramify.methods.registry import register
 from ramify.models.calibrate import CostCurve, calibrate
 from ramify.models.causal import CausalLM
 
@@ -57,11 +58,11 @@ LONGEST = 40
 class SAMDecoding(DraftMethod):
     """Copy behind the longest match in the text or in a corpus; where it is short, ask another drafter.
 
-    ``corpus``: the file of a static automaton, as ``ramify train sam`` makes it, or None. ``auxiliary``: the method
-    that drafts at short matches, a name or an object, or None. ``length``: longest draft of its own; None sizes it by
-    acceptance and cost curve, up to 40. ``threshold``: shortest match that goes before the auxiliary. ``bias``: taken
-    off a match in the corpus. ``factor``, ``width``: without auxiliary, the tokens drafted for each token of the match,
-    and the most candidates from the corpus at one depth.
+    ``corpus``: the file of a static automaton, as ``ramify train sam`` makes it, or None. ``auxiliary``: what drafts at
+    short matches, a name with :option=value where wanted, an object (of which there is a copy), or None. ``length``:
+    longest draft of its own; None sizes it by acceptance and cost curve, up to 40. ``threshold``: shortest match that
+    goes before the auxiliary. ``bias``: taken off a match in the corpus. ``factor``, ``width``: without auxiliary, the
+    tokens drafted for each token of the match, and the most candidates from the corpus at one depth.
     """
 
     corpus: str | Path | StaticAutomaton | None = None
@@ -89,10 +90,10 @@ class SAMDecoding(DraftMethod):
     def _other(self) -> DraftMethod | None:
         if self.auxiliary is None:
             return None
-        method = create(self.auxiliary)
-        if not isinstance(method, DraftMethod):
-            raise RamifyError(f"{method.card.name} makes no drafts, so it cannot be the auxiliary; name a draft method")
-        return method
+        found = parts_of(self.auxiliary, "SAM-Decoding")
+        if len(found) != 1:
+            raise RamifyError(f"one method is the auxiliary, not {len(found)}; join several in a union")
+        return found[0]
 
     def _static(self, lm: CausalLM) -> StaticAutomaton | None:
         if self.corpus is None:
