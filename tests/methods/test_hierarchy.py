@@ -26,6 +26,7 @@ from ramify.engine.tree import TokenTree
 from ramify.errors import RamifyError
 from ramify.methods.base import DraftMethod
 from ramify.methods.draft.assistant import Assistant, Chain
+from ramify.methods.draft.prompt_lookup import PromptLookup
 from ramify.methods.draft.token_recycling import TokenRecycling
 from ramify.methods.registry import find
 from ramify.models.causal import CausalLM, load
@@ -275,6 +276,22 @@ def test_every_drafter_works_inside_an_assistant(card: Any):
     results = run(hierarchy(blurred(), inner=inner), SAMPLED)
     assert [each.tokens for each in results] == plain(SAMPLED)
     assert sum(each.stats.accepted for each in results) > 20
+
+
+@pytest.mark.parametrize("which", ["first", "recent"])
+def test_prompt_lookup_forgets_what_was_taken_back(which: Any):
+    drafter: Any = PromptLookup(ngram=2, length=3, match=which).drafter(lm("llama"), Request([1], 40))
+
+    def draft(tokens: list[int]) -> list[int]:
+        found: list[int] = drafter.draft(Context(tokens, 9, Sampler(), torch.Generator(), len(tokens))).tokens.tolist()
+        return found
+
+    assert draft([1, 2, 3, 4, 5, 6, 3, 4]) == [5, 6, 3]
+    drafter.rewind(3)
+    assert draft([1, 2, 3, 7, 3, 4]) == []
+    drafter.rewind(5)
+    assert draft([1, 2, 3, 7, 3]) == ([7, 3] if which == "first" else [])  # the latest 3 is the last one again
+    assert draft([1, 2, 3, 7, 3, 8, 7, 3]) == [8, 7, 3]
 
 
 @SETTINGS

@@ -72,16 +72,22 @@ class _Lookup(Drafter):
         tokens = context.tokens
         self._index(tokens)
         for size in range(min(self.options.ngram, len(tokens) - 1), 0, -1):
-            end = self.ends[size - 1].get(tuple(tokens[-size:]))
-            if end is not None:
+            gram = tuple(tokens[-size:])
+            end = self.ends[size - 1].get(gram, len(tokens))
+            if tuple(tokens[end - size : end]) != gram:
+                del self.ends[size - 1][gram]  # it stood in a text that was taken back
+            elif end < len(tokens):
                 self.kind = size
                 length = self.sizing.choose(size) if self.sizing else self.options.length or 0
                 return TokenTree.chain(tokens[end : end + length])
         return TokenTree.empty()
 
     def observe(self, outcome: Outcome) -> None:
-        if self.sizing and len(outcome.tree) > 1:
-            self.sizing.observe(self.kind, len(outcome.tree) - 1, len(outcome.path) - 1)
+        if self.sizing and outcome.drafted:
+            self.sizing.observe(self.kind, outcome.drafted, outcome.accepted)
+
+    def rewind(self, length: int) -> None:
+        self.read = min(self.read, length)
 
     def _index(self, tokens: Sequence[int]) -> None:
         """Enter all n-grams that end before the last token: only they have a continuation."""
