@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ramify.api import generate, stream
     from ramify.bench.check import verify
     from ramify.bench.compare import compare
+    from ramify.bench.tune import tune
     from ramify.engine.result import Result
     from ramify.methods.base import Method
     from ramify.methods.registry import catalogue as methods
@@ -42,6 +43,7 @@ __all__ = [
     "methods",
     "register",
     "stream",
+    "tune",
     "verify",
 ]
 
@@ -54,6 +56,7 @@ _PLACES = {
     "generate": "ramify.api",
     "load": "ramify.models.causal",
     "stream": "ramify.api",
+    "tune": "ramify.bench.tune",
     "verify": "ramify.bench.check",
 }
 

@@ -22,7 +22,8 @@ class Chart:
     """Lines over axes that double from one grid line to the next; all numbers are above zero.
 
     ``name``: a short word for the file. ``lines``: points of each line, by what it is called. ``floors``: for some of
-    them the least value that it could have, drawn dashed in its colour; ``floor`` says what that is.
+    them the least value that it could have, drawn dashed in its colour; ``floor`` says what that is. ``ticks``: the
+    numbers below the axis, by default those of all points.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Chart:
     lines: Mapping[str, Points]
     floors: Mapping[str, float] = field(default_factory=dict)
     floor: str = ""
+    ticks: Sequence[float] = ()
 
     def to_dict(self) -> dict[str, Any]:
         lines = {name: [list(point) for point in points] for name, points in self.lines.items()}
@@ -76,7 +78,7 @@ class Chart:
         return "\n".join([*parts, "</svg>\n"])
 
     def _grid(self, across: _Axis, up: _Axis) -> list[str]:
-        measured = sorted({x for line in self.lines.values() for x, _ in line})
+        measured = self.ticks or sorted({x for line in self.lines.values() for x, _ in line})
         parts = []
         for value in up.doublings():
             y = up.at(value)

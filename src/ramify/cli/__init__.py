@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ramify import __version__
-from ramify.cli import catalogue, compare, demo, generate, machine, recipes
+from ramify.cli import catalogue, compare, demo, generate, machine, recipes, tune
 from ramify.cli.shell import run
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ app.command(epilog="Example: ramify compare --methods greedy,prompt-lookup,token
 )
 app.command(epilog="Example: ramify methods token-recycling")(catalogue.methods)
 app.command(epilog="Example: ramify calibrate --model demo --refresh")(machine.calibrate)
+app.command(epilog="Example: ramify tune --model demo --temperature 0.7 --svg tune.svg")(tune.tune)
 app.command(epilog="Example: ramify verify token-recycling --model demo --dtype float32")(machine.verify)
 app.command(epilog="Example: ramify train demo-lm --out runs/demo --steps 200")(recipes.train)
 app.command(epilog="Example: ramify bench token-recycling")(recipes.bench)

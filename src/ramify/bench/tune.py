@@ -1,0 +1,210 @@
+"""Finds the fastest way to decode with a model, on this machine and these prompts, and keeps it for method="auto".
+
+The cost curve is measured, then every drafter of the catalogue that can be built for the model runs on the prompts, at
+the size that it gives itself; the best of them at other sizes too, and together in unions, another part being added as
+long as that is expected to pay. From acceptance, curve and own work follows what each would give (``forecast``). The
+best are then timed in turn with plain decoding, and the fastest of them is recommended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ramify.api import prepare
+from ramify.bench.compare import compare
+from ramify.bench.forecast import CPU, Run, clock, run
+from ramify.bench.measure import machine
+from ramify.bench.prompts import Prompt
+from ramify.bench.tuning import Candidate, Measured, Tuning, family
+from ramify.engine.verify import match
+from ramify.errors import RamifyError, first_line
+from ramify.methods.auto import Auto
+from ramify.methods.base import DraftMethod, Method
+from ramify.methods.draft.switch import Switched
+from ramify.methods.draft.union import Union
+from ramify.methods.options import build_spec
+from ramify.methods.profile import Profile
+from ramify.methods.registry import catalogue
+from ramify.models.calibrate import calibrate
+from ramify.models.causal import CausalLM
+
+SIZES = (4, 8, 16, 32, 64)
+SIZE_OPTIONS = ("nodes", "length", "budget")  # options that bound a draft; None where a method sizes itself
+CLOSE = 0.8  # a drafter as good as this share of the best one is tried at other sizes and in unions,
+MOST = 5  # so many of them at most
+GAIN = 1.01  # a part more in a union has to give this
+FINALISTS = 3
+COMPOSITIONS = (Union, Switched, Auto)
+
+Progress = Callable[[str], None]
+
+
+def tune(
+    lm: CausalLM,
+    prompts: Sequence[str | Prompt],
+    *,
+    temperature: float | None = None,
+    max_new_tokens: int = 64,
+    repeats: int = 3,
+    seed: int = 0,
+    methods: Sequence[str] | None = None,
+    keep: bool = True,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Tuning:
+    """Measure, recommend, and measure the recommendation.
+
+    ``temperature``: None for greedy text. ``methods``: the drafters to try, as ``build_spec`` reads them; by default
+    every one of the catalogue that is lossless and can be built for ``lm`` from its defaults. ``keep``: save the
+    profile that ``method="auto"`` uses. ``settings``: as ``generate`` takes them, the same for all. Raises
+    ``RamifyError`` for a model that cannot score trees, and without prompts.
+    """
+    lm.require_trees("drafts")
+    asked = [p if isinstance(p, Prompt) else Prompt(str(i), p) for i, p in enumerate(prompts, 1)]
+    if not asked or repeats < 1:
+        raise RamifyError(f"tuning needs at least one prompt and one repeat, got {len(asked)} and {repeats}")
+    say = progress or (lambda _: None)
+    sampling = {"do_sample": temperature is not None} | ({} if temperature is None else {"temperature": temperature})
+    search = Search(lm, asked, {"max_new_tokens": max_new_tokens, **sampling, **settings}, seed, say)
+    search.try_all(methods)
+    chosen = search.finalists()
+    say("timing the best in turn")
+    names = ["sample" if temperature is not None else "greedy", *(build_spec(spec) for spec in chosen)]
+    timed = compare(lm, asked, names, repeats=repeats, seed=seed, **search.settings)
+    measured = []
+    for spec, row in zip(chosen, timed.rows[1:], strict=True):
+        ratio = row.cpu_ratio if clock(lm) == CPU else row.ratio
+        if ratio is not None:
+            measured.append(Measured(spec, search.candidates[spec].speed / search.base, ratio))
+    best = max(measured, key=lambda each: each.ratio.median, default=None)
+    if best is not None and best.ratio.median <= 1.0:
+        best = None
+    tuning = Tuning(
+        model={"name": lm.name, "dtype": str(lm.dtype).removeprefix("torch."), "forward": lm.how},
+        machine=machine(lm.device),
+        clock=clock(lm),
+        temperature=temperature,
+        prompts=len(asked),
+        curve=search.curve,
+        plain=search.plain,
+        scale=search.scale,
+        candidates=sorted(search.candidates.values(), key=lambda each: -each.speed),
+        left_out=search.left_out,
+        measured=measured,
+        best=best,
+        comparison=timed,
+    )
+    if keep:
+        found = (best.spec, best.predicted, best.ratio.median) if best else ("", 1.0, 1.0)
+        Profile(*found, len(asked), temperature).save(lm)
+    return tuning
+
+
+@dataclass
+class Search:
+    """The candidates tried so far, by their spec; all on the same prompts and settings."""
+
+    lm: CausalLM
+    prompts: Sequence[Prompt]
+    settings: dict[str, Any]
+    seed: int
+    say: Progress
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.say("timing forward passes")
+        self.curve = calibrate(self.lm, refresh=True)
+        self.say("plain decoding")
+        base = build_spec("sample" if self.settings["do_sample"] else "greedy")
+        run(self.lm, base, self.prompts[:1], self.seed, **self.settings)  # not timed: everything is slower once
+        self.plain: Run = run(self.lm, base, self.prompts, self.seed, **self.settings)
+        self.scale = self.plain.scale(self.curve)
+        self.base = self.plain.speed(self.curve, self.scale)
+
+    def try_all(self, methods: Sequence[str] | None) -> None:
+        """All singles, the best ones at other sizes, and unions of them."""
+        for spec in methods or drafters():
+            self.run(spec)
+        singles = self.leaders()
+        for single in singles:
+            for size in _sizes(single.spec):
+                self.run(size)
+        self.unite([single.spec for single in singles])
+
+    def run(self, spec: str) -> Candidate | None:
+        """Try ``spec`` once; None, and a reason in ``left_out``, where it cannot be built or run here."""
+        if spec not in self.candidates and spec not in self.left_out:
+            try:
+                method = build_spec(spec)
+                self._check(method)
+                self.say(spec)
+                found = run(self.lm, method, self.prompts, self.seed, **self.settings)
+                self.candidates[spec] = Candidate(spec, found, found.speed(self.curve, self.scale))
+            except (RamifyError, TypeError) as error:  # TypeError: an option that has no default
+                self.left_out[spec] = first_line(error)
+        return self.candidates.get(spec)
+
+    def leaders(self) -> list[Candidate]:
+        """The candidates that are not far behind the best one, best first."""
+        ranked = sorted(self.candidates.values(), key=lambda each: -each.speed)
+        return [each for each in ranked if each.speed >= CLOSE * ranked[0].speed][:MOST]
+
+    def unite(self, singles: Sequence[str]) -> None:
+        """Unions that begin with the best single, each time with the part that helps most, while one does."""
+        parts, rest = list(singles[:1]), [spec for spec in singles if _matches(spec)]
+        if not parts or not _matches(parts[0]):
+            return
+        speed = self.candidates[parts[0]].speed
+        while True:
+            tried = {spec: self.run(_union([*parts, spec])) for spec in rest if spec not in parts}
+            speeds = {spec: candidate.speed for spec, candidate in tried.items() if candidate is not None}
+            best = max(speeds, key=lambda spec: speeds[spec], default=None)
+            if best is None or speeds[best] < GAIN * speed:
+                return
+            parts.append(best)
+            speed = speeds[best]
+
+    def finalists(self) -> list[str]:
+        """The specs with the most expected tokens per second, of each method the best size; a single one among them."""
+        ranked = sorted(self.candidates.values(), key=lambda each: -each.speed)
+        best = list({family(each.spec): each.spec for each in reversed(ranked)}.values())[::-1]
+        single = next((spec for spec in best if not isinstance(build_spec(spec), COMPOSITIONS)), None)
+        chosen = best[:FINALISTS]
+        return chosen if single is None or single in chosen else [*chosen[:-1], single]
+
+    def _check(self, method: Method) -> None:
+        """Build the drafter once, so that what is missing is known before anything runs."""
+        if not isinstance(method, DraftMethod) or method.card.family != "draft" or not method.card.lossless:
+            raise RamifyError(f"{method.card.name} is no lossless draft method")
+        [request] = prepare(self.lm, [self.prompts[0].text], method, seed=self.seed, **self.settings)
+        method.drafter(self.lm, request)
+
+
+def drafters() -> Iterator[str]:
+    """Every lossless draft method of the catalogue that is no composition of others."""
+    names = {kind.card.name for kind in COMPOSITIONS}
+    for card in catalogue():
+        if card.family == "draft" and card.lossless and card.name not in names:
+            yield card.name
+
+
+def _sizes(spec: str) -> list[str]:
+    """``spec`` with each of ``SIZES``, where the method has an option for it that was left open."""
+    known: Any = build_spec(spec)
+    for option in dataclasses.fields(known):
+        if option.name in SIZE_OPTIONS and getattr(known, option.name) is None:
+            return [f"{spec}:{option.name}={size}" for size in SIZES]
+    return []
+
+
+def _matches(spec: str) -> bool:
+    method = build_spec(spec)
+    return isinstance(method, DraftMethod) and method.rule.function is match
+
+
+def _union(parts: Sequence[str]) -> str:
+    return f"union:methods=({'+'.join(parts)})"
