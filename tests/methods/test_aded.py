@@ -257,10 +257,9 @@ def test_without_adaptation_a_draft_depends_on_two_tokens_and_the_seed():
     assert len(tree) > 0
     assert paths(tree) == paths(again)
     assert not made.table.rows
+    # With a small C1 the rewards decide, and those are drawn.
     dense = table(np.random.default_rng(3).integers(0, V, 3000).tolist())
-    by_luck = [
-        Aded(nodes=40, adapt=False, c1=0.1, seed=seed) for seed in range(4)
-    ]  # rewards decide, and they are drawn
+    by_luck = [Aded(nodes=40, adapt=False, c1=0.1, seed=seed) for seed in range(4)]
     seeds = [paths(draft(drafter(options, dense), [1, 2])) for options in by_luck]
     assert len({str(found) for found in seeds}) > 1
 
