@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ramify.models.calibrate import measure
+from ramify.models.calibrate import CostCurve, measure
 from ramify.models.causal import CausalLM
 
 Curve = Callable[[int], float]  # rows of a pass -> its cost in units of the target's plain step
@@ -26,10 +26,9 @@ NODES = (10, 16, 24, 30, 40, 60)  # sizes of trees, the root included
 LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12)
 
 
-def verification_cost(lm: CausalLM, rows: Sequence[int] = ROWS, *, budget: float = 10.0) -> dict[int, float]:
-    """T_v(n) / T_t of ``lm`` here, for n in ``rows``, measured now within about ``budget`` seconds."""
-    curve = measure(lm, "probe", budget, sorted({1, *rows}))
-    return {n: curve.ratio(n) for n in rows if n <= curve.rows[-1]}
+def verification_cost(lm: CausalLM, rows: Sequence[int] = ROWS, *, budget: float = 10.0) -> CostCurve:
+    """What passes over ``rows`` cost here, measured now in about ``budget`` seconds; its ``ratio`` is T_v(n) / T_t."""
+    return measure(lm, "verification", budget, sorted({1, *rows}))
 
 
 def free_rows(bytes_per_weight: float, flops: float, bandwidth: float) -> float:
