@@ -23,6 +23,7 @@ from ramify.engine.result import Result
 from ramify.errors import RamifyError
 from ramify.methods.base import DraftMethod, Method
 from ramify.methods.draft import switch
+from ramify.methods.draft.chimera_head import ChimeraHead
 from ramify.methods.draft.datastore import Datastore
 from ramify.methods.draft.hidden_transfer_head import HiddenTransferHead
 from ramify.methods.draft.ppd_head import PromptTokens
@@ -72,6 +73,7 @@ OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "aded": lambda _: {"nodes": 24},
     "assistant": lambda name: {"model": assistant(name.partition(" ")[0])},
     "auto": lambda _: {"switch": False, "otherwise": "union:methods=(suffix:length=8+aded:nodes=12):nodes=14"},
+    "chimera": lambda on: {"head": ChimeraHead.new(target(on), start="target"), "tree": "paper"},
     "eagle": lambda on: {"head": heads.eagle(target(on)), "nodes": 12, "depth": 3, "k": 4},
     "hidden-transfer": lambda on: {"head": HiddenTransferHead.new(target(on)), "budget": 24},
     "ppd": lambda on: {"head": PromptTokens.new(target(on)), "budget": 40},

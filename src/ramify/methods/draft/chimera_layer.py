@@ -1,0 +1,83 @@
+"""The full-context encoder of Chimera: one decoder layer whose draft rows read the target's own states.
+
+Rows R hold the target's last states of the text, and only their keys and values are needed. Draft rows carry the
+trigram vectors; a row sees all of R up to the state that its branch begins with, the draft rows of its own branch, and
+itself. The layer has Llama's shape (pre-norms, rotary positions, grouped keys, gated feed-forward) for every target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ramify.methods.draft.eagle_layer import Norm, along
+from ramify.models.fused import rotate
+
+
+class ContextLayer(nn.Module):
+    """``size`` D, ``heads`` H over ``key_heads`` K, ``width`` of the feed-forward block, ``theta`` of the rotation.
+
+    The two matrices that write into the residual stream begin at zero: at first a row comes out as it went in.
+    """
+
+    def __init__(self, size: int, heads: int, key_heads: int, width: int, theta: float) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.size = heads, key_heads, size // heads
+        self.theta = theta
+        self.before, self.behind = Norm(size, eps=1e-6), Norm(size, eps=1e-6)
+        self.query = nn.Linear(size, heads * self.size, bias=False)
+        self.key_value = nn.Linear(size, 2 * key_heads * self.size, bias=False)
+        self.mix = nn.Linear(heads * self.size, size, bias=False)
+        self.gate_up = nn.Linear(size, 2 * width, bias=False)
+        self.down = nn.Linear(width, size, bias=False)
+        nn.init.zeros_(self.mix.weight)
+        nn.init.zeros_(self.down.weight)
+
+    def keys(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, K, N, size] of rows x [B, N, D]."""
+        both = self.key_value(self.before(x)).view(*x.shape[:2], 2 * self.key_heads, self.size)
+        keys, values = torch.split(both, self.key_heads, dim=2)
+        return rotate(keys, *turn).transpose(1, 2), values.transpose(1, 2)
+
+    def queries(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries [B, K, G · N, size] of rows x [B, N, D]; those that share a key head stand below each other."""
+        rows, count, _ = x.shape
+        own = self.query(self.before(x)).view(rows, count, self.heads, self.size)
+        turned = rotate(own, *turn).transpose(1, 2) / math.sqrt(self.size)
+        return turned.reshape(rows, self.key_heads, -1, self.size)
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """What leaves the layer [B, N, D], from what entered it and what attention [B, K, G · N, size] gave."""
+        rows, count, _ = x.shape
+        mixed = mixed.view(rows, self.heads, count, self.size).transpose(1, 2).flatten(2)
+        x = x + self.mix(mixed)
+        gate, up = self.gate_up(self.behind(x)).chunk(2, dim=-1)
+        out: Tensor = x + self.down(functional.silu(gate) * up)
+        return out
+
+    def block(self, queries: Tensor, text: tuple[Tensor, Tensor], branch: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Attention of a whole block, as in training: row j sees ``text`` up to j, and row j of each of ``branch``."""
+        grouped = queries.view(*queries.shape[:2], -1, text[0].shape[2], self.size)
+        return along(grouped, text, branch).flatten(2, 3)
+
+    def level(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of the rows of one depth of a tree over a cache [B, K, S, size].
+
+        ``mask`` [N, R], added to what the last R entries, those of draft rows, score: 0 on a row's own branch.
+        """
+        scores = queries @ keys.transpose(2, 3)
+        if mask is not None:
+            scores[..., -mask.shape[1] :].view(*scores.shape[:2], -1, *mask.shape).add_(mask)
+        mixed: Tensor = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype) @ values
+        return mixed
+
+    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotation tables [N, 1, size] for ``positions`` [N]: cosines, and sines signed as ``rotate`` wants them."""
+        half = torch.arange(0, self.size, 2, device=positions.device) / self.size
+        angles = positions[:, None] / self.theta**half
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([cos, cos], dim=-1)[:, None], torch.cat([-sin, sin], dim=-1)[:, None]
