@@ -75,7 +75,7 @@ class LUD(DraftMethod):
     token that repeats the one before it (paper).
     """
 
-    head: Any = None
+    head: Any = None  # type: ignore[misc]  # what the class trains, as an option of its objects
     k: int = 4
     beta: float = 0.9
     verify: bool = False

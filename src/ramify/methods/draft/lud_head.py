@@ -60,7 +60,7 @@ class LudHead(Head):
     """A [PAD] embedding, and what fine-tuning changes in each layer."""
 
     method = "lud"
-    regime = Regime(steps=300, learning_rate=1e-3, optimizer="adamw", through=True)
+    regime = Regime(steps=400, learning_rate=3e-3, optimizer="adamw", through=True)
 
     @dataclass(frozen=True)
     class Sizes:
