@@ -46,7 +46,7 @@ def test_two_sessions_over_half_the_layers_are_the_whole_model(name: str):
 
 @pytest.mark.parametrize("name", ["llama", "llama transformers", "gpt2", "gemma2", "mixtral"])
 def test_an_early_exit_is_a_model_of_fewer_layers(name: str):
-    family, _, how = name.partition(" ")
+    family, _, _how = name.partition(" ")
     short = build(family)
     layers = decoder_layers(short)
     del layers[1:]

@@ -239,7 +239,7 @@ def test_the_demo_model(card: Card, setting: str):
         "specmquant": {"model": demo},
         "rest": {"datastore": None},
     }
-    trained: dict[str, Any] = {} if find(card.name).head is None else {"head": None}  # the bundled one
+    trained: dict[str, Any] = {} if find(card.name).trains is None else {"head": None}  # the bundled one
     method = make(card.name, "llama", **trained, **own.get(card.name, {}))
     plain = generate(demo, prompts, "sample" if given["do_sample"] else "greedy", **given)
     assert [each.tokens for each in generate(demo, prompts, method, **given)] == [each.tokens for each in plain]

@@ -465,7 +465,7 @@ def test_the_budget_follows_the_cost_curve(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_catalogue_knows_what_is_trained():
-    assert find("ppd").head is PromptTokens
+    assert find("ppd").trains is PromptTokens
     assert Ppd().head is None
     assert Ppd.card.lossless
 

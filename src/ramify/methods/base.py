@@ -29,13 +29,13 @@ class Method(ABC):
 
     ``pinned``: generation settings that the method fixes (greedy decoding pins ``do_sample`` to False). ``prepares``:
     ``run`` hands requests to another library, which prepares its own processors and criteria within the timed call.
-    ``head``: the class of the part that ``ramify train`` trains for it (a ``ramify.methods.head.Head``), if any.
+    ``trains``: the class of the part that ``ramify train`` trains for it (a ``ramify.methods.head.Head``), if any.
     """
 
     card: ClassVar[Card]
     pinned: ClassVar[dict[str, Any]] = {}
     prepares: ClassVar[bool] = False
-    head: ClassVar[Any] = None
+    trains: ClassVar[Any] = None
 
     @abstractmethod
     def run(self, lm: CausalLM, requests: Sequence[Request]) -> Iterator[Event]:

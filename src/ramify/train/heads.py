@@ -33,7 +33,7 @@ TRIAL = 3  # steps of a dry run
 
 def head_class(name: str) -> type[Head]:
     """The head that the method ``name`` trains."""
-    head: type[Head] = find(name).head
+    head: type[Head] = find(name).trains
     return head
 
 

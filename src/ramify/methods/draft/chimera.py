@@ -71,7 +71,9 @@ class Chimera(DraftMethod):
     nodes per step; None sizes a calibrated tree by the machine's cost curve, and takes the paper's whole.
     """
 
-    head: Any = None  # type: ignore[misc]  # what the class trains, as an option of its objects
+    trains = ChimeraHead
+
+    head: Any = None
     tree: Literal["calibrated", "paper"] = "calibrated"
     nodes: int | None = None
 
@@ -117,6 +119,3 @@ def fastest(encoder: Encoder, templates: list[Template]) -> Template:
         if template.expected(size) / seconds > speed:
             best, speed = template, template.expected(size) / seconds
     return best
-
-
-Chimera.head = ChimeraHead

@@ -66,7 +66,9 @@ class HiddenTransfer(DraftMethod):
     many for every node), "random", "chain" (no tree).
     """
 
-    head: Any = None  # type: ignore[misc]  # what the class trains, as an option of its objects
+    trains = HiddenTransferHead
+
+    head: Any = None
     budget: int | None = None
     allocation: Literal["pruned", "naive", "random", "chain"] = "pruned"
 
@@ -152,6 +154,3 @@ def _behind(tree: TokenTree, node: int) -> list[int]:
         if parent == (len(tree) + own[-1] if own else node):
             own.append(ghost)
     return own
-
-
-HiddenTransfer.head = HiddenTransferHead

@@ -75,7 +75,9 @@ class LUD(DraftMethod):
     token that repeats the one before it (paper).
     """
 
-    head: Any = None  # type: ignore[misc]  # what the class trains, as an option of its objects
+    trains = LudHead
+
+    head: Any = None
     k: int = 4
     beta: float = 0.9
     verify: bool = False
@@ -160,6 +162,3 @@ def temperature(sampler: Sampler) -> float:
         if isinstance(processor, TemperatureLogitsWarper):
             product *= processor.temperature
     return product
-
-
-LUD.head = LudHead

@@ -69,7 +69,9 @@ class Medusa(DraftMethod):
     cost curve, and takes the published one whole.
     """
 
-    head: Any = None  # type: ignore[misc]  # what the class trains, as an option of its objects
+    trains = MedusaHead
+
+    head: Any = None
     tree: Literal["measured", "mc_sim_7b_63"] | None = None
     nodes: int | None = None
 
@@ -151,6 +153,3 @@ class Forecaster(Drafter):
 
     def observe(self, outcome: Outcome) -> None:
         self.state = outcome.hidden[-1][outcome.path[-1]]
-
-
-Medusa.head = MedusaHead

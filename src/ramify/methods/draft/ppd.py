@@ -63,7 +63,9 @@ class Ppd(DraftMethod):
     ``allocation``: how prompt tokens are shared out, "pruned" (paper), or an ablation: "naive", "random", "chain".
     """
 
-    head: Any = None  # type: ignore[misc]  # what the class trains, as an option of its objects
+    trains = PromptTokens
+
+    head: Any = None
     budget: int | None = None
     prompts: int | None = None
     allocation: Literal["pruned", "naive", "random", "chain"] = "pruned"
@@ -175,6 +177,3 @@ def _behind(tree: TokenTree, node: int) -> list[int]:
             found.add(len(tree) + ghost)
             own.append(ghost)
     return own
-
-
-Ppd.head = PromptTokens

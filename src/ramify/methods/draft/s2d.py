@@ -69,7 +69,9 @@ class S2D(DraftMethod):
     draft with the target's noise.
     """
 
-    head: Any = None  # type: ignore[misc]  # what the class trains, as an option of its objects
+    trains = SortedHead
+
+    head: Any = None
     draft: Any = None
     exits: tuple[int, ...] | None = None
     thresholds: tuple[float, ...] | None = None
@@ -199,6 +201,3 @@ class SortedDrafter(Drafter):
 
 def _surest(logits: Tensor) -> float:
     return float(torch.softmax(logits.float(), dim=-1).max())
-
-
-S2D.head = SortedHead
