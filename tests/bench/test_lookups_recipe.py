@@ -52,7 +52,7 @@ def test_rows_are_sums_over_calls(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lookups, "load", lambda *_, **__: SimpleNamespace(name="mock", dtype="torch.float32"))
     monkeypatch.setattr(lookups, "corpus", lambda *_: CORPUS)
     monkeypatch.setattr(lookups, "measure", fake)
-    [table] = lookups.run(seed=1, seeds=2, prompts=3, max_new_tokens=4, only="sam").tables
+    [table] = lookups.run(seed=1, seeds=2, prompts=3, max_new_tokens=4, only="sam", timed=False).tables
     assert table.title == "Tokens per target call, mock, float32, 3 held-out prompts × 4 tokens"
     assert [row["method"] for row in table.rows] == [label for label in variants(CORPUS) if label.startswith("sam")]
     assert list(table.rows[0].values())[1:] == [2.0, 2.5, 2.0, 3.0, 4.0, "25%", pytest.approx(102.0), 1.0]
@@ -75,6 +75,21 @@ def test_what_is_measured_is_what_generate_does(monkeypatch: pytest.MonkeyPatch)
     assert total.drafted == sum(result.stats.drafted for result in results) > 0
     assert total.accepted == sum(result.stats.accepted for result in results)
     assert measure(lm("llama"), method, 2, 20, 3, do_sample=True, temperature=0.7).calls == total.calls  # forgotten
+
+
+def test_what_is_timed_takes_turns_with_plain_decoding(monkeypatch: pytest.MonkeyPatch):
+    asked: list[Any] = []
+    monkeypatch.setattr(lookups, "compare", lambda *given, **settings: asked.append((*given, settings)))
+    monkeypatch.setattr(lookups, "rows_of", lambda _: [{"method": "x"}])
+    model: Any = SimpleNamespace(name="mock", dtype="torch.bfloat16", how="fused")
+    greedy, sampled = lookups.speeds(model, 2, 9, 1, 0.5)
+    assert "bfloat16, fused: greedy" in greedy.title
+    assert "temperature 0.5" in sampled.title
+    for (_, prompts, methods, settings), first in zip(asked, ("greedy", "sample"), strict=True):
+        assert methods[0] == first
+        assert [method.sized for method in methods[-4:]] == [False, True, False, True]
+        assert len(prompts) == 2
+        assert settings.get("do_sample", False) == (first == "sample")
 
 
 def test_the_clock_is_that_of_the_own_thread(monkeypatch: pytest.MonkeyPatch):

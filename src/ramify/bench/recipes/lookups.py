@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from ramify.api import prepare
+from ramify.bench.compare import compare
 from ramify.bench.prompts import held_out_prompts
 from ramify.bench.recipes import Outcome, Table
+from ramify.bench.recipes.drafters import rows_of
 from ramify.engine.drafter import Drafter
 from ramify.engine.result import Stats
 from ramify.engine.speculate import speculate
@@ -45,10 +47,11 @@ def run(
     temperature: float = 0.7,
     corpus_tokens: int = 1_000_000,
     only: str = "",
+    timed: bool = True,
 ) -> Outcome:
     """Every variant greedy and sampled; ``corpus_tokens``: of the training files, for SAM-Decoding's corpus.
 
-    ``only``: the variants whose label begins so.
+    ``only``: the variants whose label begins so. ``timed``: also sizes that the clock decides, timed in turn.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -77,10 +80,11 @@ def run(
                     "learn, ms": min(1e3 * total.learning / total.calls for total in sampled),
                 }
             )
+        if not rows:
+            raise RamifyError(f"no variant begins with {only!r}")
+        clocked = speeds(load(model), prompts, max_new_tokens, seed, temperature) if timed else []
     finally:
         torch.set_num_threads(before)
-    if not rows:
-        raise RamifyError(f"no variant begins with {only!r}")
     kind = str(lm.dtype).removeprefix("torch.")
     title = f"Tokens per target call, {lm.name}, {kind}, {prompts} held-out prompts × {max_new_tokens} tokens"
     notes = [
@@ -88,7 +92,12 @@ def run(
         "Milliseconds: CPU time of the drafter alone, a step's mean, the least of the seeds; one thread.",
         f"The corpus: the first {corpus_tokens} tokens of the standard library's training files.",
     ]
-    return Outcome([Table(title, rows)], notes)
+    if timed:
+        notes.append(
+            "Speed-ups: median of 3 repeats [lowest, highest] to plain decoding, which is the first row; the methods take "
+            "turns. Own share: drafting, verifying and learning, of the decoding time."
+        )
+    return Outcome([Table(title, rows), *clocked], notes)
 
 
 def variants(static: StaticAutomaton) -> dict[str, DraftMethod]:
@@ -127,6 +136,21 @@ def corpus(lm: CausalLM, tokens: int) -> StaticAutomaton:
         if left <= 0:
             break
     return StaticAutomaton.build(texts, lm.vocab_size)
+
+
+def speeds(lm: CausalLM, prompts: int, max_new_tokens: int, seed: int, temperature: float) -> list[Table]:
+    """Methods that choose their sizes by this machine, and lookahead both ways, timed in turn."""
+    sized = ["prompt-lookup", "suffix", "suffix-decoding", "sam", "token-recycling"]
+    lookahead = [Lookahead(seed_from_prompt=seeded, sized=small) for seeded in (False, True) for small in (False, True)]
+    shared: dict[str, Any] = {"max_new_tokens": max_new_tokens, "repeats": 3, "seed": seed}
+    asked = held_out_prompts(prompts)
+    greedy = compare(lm, asked, ["greedy", *sized, *lookahead], **shared)
+    sampled = compare(lm, asked, ["sample", *sized, *lookahead], do_sample=True, temperature=temperature, **shared)
+    kind = f"{str(lm.dtype).removeprefix('torch.')}, {lm.how}"
+    return [
+        Table(f"Sizes by the cost curve, {lm.name}, {kind}: greedy", rows_of(greedy)),
+        Table(f"Sizes by the cost curve, {lm.name}: temperature {temperature}", rows_of(sampled)),
+    ]
 
 
 @dataclass
