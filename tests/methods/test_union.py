@@ -114,7 +114,7 @@ def test_agreement_costs_one_row() -> None:
     assert merged.parents == [-1, 0, 1, 1, -1]
     assert merged.places == [[0, 1, 2], [0, 1, 3, 4]]
     assert [len(proposals) for proposals in merged.proposals] == [2, 2, 1, 1, 1]
-    assert merged.proposals[4][0] == (1, 3, 1)  # part 1's node 3, its second child of the pending token
+    assert merged.proposals[4] == [(1, 3, 1)]  # part 1's node 3, its second child of the pending token
 
 
 def test_doubled_siblings_of_one_part_are_one_node_of_it() -> None:

@@ -131,8 +131,8 @@ class Search:
             self.run(spec)
         singles = self.leaders()
         for single in singles:
-            for size in _sizes(single.spec):
-                self.run(size)
+            for size in SIZES:
+                self.run(sized(single.spec, size))
         self.unite([single.spec for single in singles])
 
     def run(self, spec: str) -> Candidate | None:
@@ -192,13 +192,13 @@ def drafters() -> Iterator[str]:
             yield card.name
 
 
-def _sizes(spec: str) -> list[str]:
-    """``spec`` with each of ``SIZES``, where the method has an option for it that was left open."""
+def sized(spec: str, size: int) -> str:
+    """``spec`` with this size, where the method has an option for it that was left open; else as it is."""
     known: Any = build_spec(spec)
     for option in dataclasses.fields(known):
         if option.name in SIZE_OPTIONS and getattr(known, option.name) is None:
-            return [f"{spec}:{option.name}={size}" for size in SIZES]
-    return []
+            return f"{spec}:{option.name}={size}"
+    return spec
 
 
 def _matches(spec: str) -> bool:

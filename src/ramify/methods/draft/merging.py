@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +13,9 @@ from ramify.engine.drafter import Outcome
 from ramify.engine.tree import Ghosts, TokenTree, TreeShape
 from ramify.errors import RamifyError
 
-
-class Proposal(NamedTuple):
-    """A node of the tree of ``part``: its number there, and its place among its siblings there."""
-
-    part: int
-    node: int
-    rank: int
+Proposal = tuple[int, int, int]  # the part, the node's number in its tree, its place among its siblings there
+Kind = tuple[int, int, int, int, int]  # the part, its tree's size class, the node's depth, its rank, who agrees
+DEPTHS, RANKS = 3, 8  # kinds tell no more apart what is deeper, or further back among siblings
 
 
 @dataclass
@@ -27,7 +23,7 @@ class Merged:
     """A trie of the nodes of several trees: siblings with the same token are one node, in the order of the trees.
 
     ``tokens``, ``parents``, ``depth`` [N]; ``proposals`` [N]: who proposed each node. ``places[p][i]``: where node i of
-    tree p is.
+    tree p is. ``children``: nodes by parent and token.
     """
 
     trees: Sequence[TokenTree]
@@ -36,12 +32,12 @@ class Merged:
     depth: list[int] = field(default_factory=list)
     proposals: list[list[Proposal]] = field(default_factory=list)
     places: list[list[int]] = field(default_factory=list)
+    children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @staticmethod
     def of(trees: Sequence[TokenTree]) -> Merged:
         """Merge ``trees``; raises ``RamifyError`` for one that was drawn at random or has soft nodes."""
         merged = Merged(trees)
-        known: dict[tuple[int, int], int] = {}
         for part, tree in enumerate(trees):
             if tree.drawn or tree.soft is not None:
                 what = "tokens drawn at random" if tree.drawn else "soft nodes"
@@ -50,11 +46,11 @@ class Merged:
             ranks = [0] * (len(tree) + 1)
             for node, (token, parent) in enumerate(zip(tree.tokens.tolist(), tree.shape.parents, strict=True)):
                 above = places[parent] if parent >= 0 else -1
-                place = known.get((above, token))
+                place = merged.children.get((above, token))
                 if place is None:
-                    place = known[above, token] = merged._enter(token, above)
+                    place = merged._enter(token, above)
                 places.append(place)
-                merged.proposals[place].append(Proposal(part, node, ranks[parent]))
+                merged.proposals[place].append((part, node, ranks[parent]))
                 ranks[parent] += 1
             merged.places.append(places)
         return merged
@@ -63,11 +59,21 @@ class Merged:
         return len(self.tokens)
 
     def _enter(self, token: int, parent: int) -> int:
+        place = self.children[parent, token] = len(self.tokens)
         self.tokens.append(token)
         self.parents.append(parent)
         self.depth.append(self.depth[parent] + 1 if parent >= 0 else 0)
         self.proposals.append([])
-        return len(self.tokens) - 1
+        return place
+
+    @functools.cached_property
+    def kinds(self) -> list[list[Kind]]:
+        """Of every node's proposals [N], what tells them apart; the size of a part's tree counts in powers of two."""
+        sizes = [len(tree).bit_length() for tree in self.trees]
+        return [
+            [(part, sizes[part], min(depth, DEPTHS), min(rank, RANKS), len(proposals)) for part, _, rank in proposals]
+            for proposals, depth in zip(self.proposals, self.depth, strict=True)
+        ]
 
     def rows(self) -> list[int]:
         """How many rows of a pass each node is worth, with the ghosts that descend from it [N]; last, those of none."""
@@ -80,12 +86,9 @@ class Merged:
 
     def along(self, text: Sequence[int]) -> list[int]:
         """The nodes that ``text`` runs through, and −1 before them."""
-        children = {
-            (parent, token): node for node, (parent, token) in enumerate(zip(self.parents, self.tokens, strict=True))
-        }
         nodes = [-1]
         for token in text:
-            node = children.get((nodes[-1], token))
+            node = self.children.get((nodes[-1], token))
             if node is None:
                 break
             nodes.append(node)
@@ -148,7 +151,8 @@ class Taken:
         for part, mine in enumerate(self.mine):
             ghosts, logits = self._ghosts(part, outcome)
             nodes = [0, *(at[node] for node in mine if node in at)]
-            seen.append(replace(outcome, tree=replace(outcome.tree, ghosts=ghosts), ghosts=logits, mine=nodes))
+            tree = outcome.tree if ghosts is outcome.tree.ghosts else replace(outcome.tree, ghosts=ghosts)
+            seen.append(replace(outcome, tree=tree, ghosts=logits, mine=nodes))
         return seen
 
     def _ghosts(self, part: int, outcome: Outcome) -> tuple[Ghosts | None, Tensor | None]:

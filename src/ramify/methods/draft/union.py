@@ -10,10 +10,10 @@ engine verifies by matching; a method that verifies otherwise is refused, for dr
 proposals of their kind were right (``Usefulness``), measured all the time for drafted and undrafted nodes alike.
 "turns": the parts' nodes in turn, each in its part's own order. "order": part after part.
 ``nodes``: most nodes of the merged tree. None sizes it step by step: of the nodes in the order of ``share`` as many as
-have the most expected tokens per second on the machine's cost curve, (1 + Σ rates) / cost(rows), ghost nodes counted
-as rows. With a number as many are drafted as there are, and ghosts come on top.
+have the most expected tokens per second on the machine's cost curve, (1 + Σ rates) / (cost(rows) + fixed work), ghost
+nodes counted as rows. With a number as many are drafted as there are, and ghosts come on top.
 
-Cost per step: all parts' drafts, and about 2 µs for each of their nodes. Limit: parts whose ghost nodes join the pass
+Cost per step: all parts' drafts, and about 4 µs for each of their nodes. Limit: parts whose ghost nodes join the pass
 at different layers cannot share it.
 """
 
@@ -40,6 +40,7 @@ from ramify.models.calibrate import calibrate
 from ramify.models.causal import CausalLM
 
 SHARES = ("useful", "turns", "order")
+FIXED = 0.15  # what a step takes beside its pass, in units of a plain pass: drafting, verifying, learning
 
 
 @register(
@@ -83,7 +84,9 @@ class Union(DraftMethod):
         usefulness = self.memory.setdefault(("usefulness", lm, request.sampler.greedy), Usefulness())
         cost = self.memory.get(("cost", lm))
         if cost is None and self.nodes is None:
-            cost = self.memory["cost", lm] = functools.cache(calibrate(lm).cost)
+            curve = calibrate(lm)
+            fixed = FIXED * curve.cost(1)
+            cost = self.memory["cost", lm] = functools.cache(lambda rows: curve.cost(rows) + fixed)
         return Parallel(self, [part.drafter(lm, request) for part in parts], usefulness, cost)
 
 
@@ -142,7 +145,7 @@ class Parallel(Drafter):
         if share == "useful":
             order.sort(key=lambda node: -rates[node])
         elif share == "turns":
-            order.sort(key=lambda node: min((proposal.node, proposal.part) for proposal in merged.proposals[node]))
+            order.sort(key=lambda node: min((number, part) for part, number, _ in merged.proposals[node]))
         if self.cost is None:
             return order[: self.options.nodes]
         rows = merged.rows()

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ramify.methods.draft.merging import Merged
+from ramify.methods.draft.merging import Kind, Merged
 
 FIRST, OTHERS = 0.4, 0.05  # how often a first child is right, and any other one, before anything was seen
 WEIGHT = 4.0  # proposals that this guess counts for
-DEPTHS, RANKS = 3, 8  # what is deeper, or further back among siblings, is told apart no more
-
-Kind = tuple[int, int, int, int, int]
 
 
 class Usefulness:
@@ -23,15 +20,19 @@ class Usefulness:
 
     def __init__(self) -> None:
         self.counts: dict[Kind, tuple[float, float]] = {}  # right, seen
+        self.known: dict[Kind, float] = {}  # their quotient
 
     def rates(self, merged: Merged) -> list[float]:
         """For every node, the probability that it is accepted; never above its parent's."""
-        rates: list[float] = []
-        for kinds, parent in zip(_kinds(merged), merged.parents, strict=True):
+        known, rates = self.known, list[float]()
+        for kinds, parent in zip(merged.kinds, merged.parents, strict=True):
             best = 0.0
             for kind in kinds:
-                right, seen = self.counts.get(kind) or _guess(kind)
-                best = max(best, right / seen)
+                rate = known.get(kind)
+                if rate is None:
+                    rate = OTHERS if kind[3] else FIRST
+                if rate > best:
+                    best = rate
             rates.append(best * rates[parent] if parent >= 0 else best)
         return rates
 
@@ -40,21 +41,9 @@ class Usefulness:
         path = merged.along(tokens)
         right = set(path)
         judged = set(path[: len(tokens)])  # what follows the last token is not known yet
-        for node, (kinds, parent) in enumerate(zip(_kinds(merged), merged.parents, strict=True)):
+        for node, parent in enumerate(merged.parents):
             if parent in judged:
-                for kind in kinds:
-                    hits, seen = self.counts.get(kind) or _guess(kind)
-                    self.counts[kind] = hits + (node in right), seen + 1.0
-
-
-def _guess(kind: Kind) -> tuple[float, float]:
-    return WEIGHT * (OTHERS if kind[3] else FIRST), WEIGHT
-
-
-def _kinds(merged: Merged) -> list[list[Kind]]:
-    """The kinds of every node's proposals."""
-    sizes = [len(tree).bit_length() for tree in merged.trees]
-    return [
-        [(part, sizes[part], min(depth, DEPTHS), min(rank, RANKS), len(proposals)) for part, _, rank in proposals]
-        for proposals, depth in zip(merged.proposals, merged.depth, strict=True)
-    ]
+                for kind in merged.kinds[node]:
+                    hits, seen = self.counts.get(kind) or (WEIGHT * (OTHERS if kind[3] else FIRST), WEIGHT)
+                    hits, seen = self.counts[kind] = hits + (node in right), seen + 1.0
+                    self.known[kind] = hits / seen
