@@ -8,7 +8,9 @@ each position, so that all variants write the same text; greedy text of a small 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,6 @@ from torch import Tensor
 from ramify.api import generate
 from ramify.bench.compare import compare
 from ramify.bench.letters import CONTEXT, letter_lm, letters, train_on_letters
-from ramify.bench.practice import practise
 from ramify.bench.prompts import held_out_prompts
 from ramify.bench.recipes import Outcome, Table
 from ramify.bench.recipes.drafters import applicable, rows_of
@@ -31,7 +32,9 @@ from ramify.methods.draft.ppd_head import PromptTokens
 from ramify.methods.draft.sparse_tree import dynamic_tree
 from ramify.methods.head import Head, load_head
 from ramify.models.causal import CausalLM, load
-from ramify.train.data import Windows, documents, held_out_documents, library_files, separator
+from ramify.train.data import library_files
+from ramify.train.heads import train_head
+from ramify.train.job import Job
 
 RATE = 3e-3
 CHAIN: dict[str, Any] = {"budget": 2, "allocation": "chain"}
@@ -127,25 +130,16 @@ def on_letters(lm: CausalLM, windows: Tensor, steps: int, seed: int) -> list[dic
 
 def sweep(lm: CausalLM, steps: int, seed: int) -> list[dict[str, Any]]:
     """The layer of transfer, with what a pass over 20 nodes and steps costs and is expected to give there."""
-    windows = Windows(documents(lm), separator(lm), 256, 4, seed)
-    held = torch.tensor([token for text in held_out_documents(lm) for token in text]).unfold(0, 257, 8 * 257)[:8]
     rows = []
     for layer in sorted({0, lm.layers // 8, lm.layers // 4, lm.layers // 2, 3 * lm.layers // 4, lm.layers - 1}):
-        with torch.autocast(lm.device.type, torch.bfloat16, enabled=lm.dtype == torch.bfloat16):
-            torch.manual_seed(seed)
-            head = practise(
-                HiddenTransferHead.new(lm, layer=layer),
-                lm,
-                windows,
-                steps=steps,
-                learning_rate=HiddenTransferHead.regime.learning_rate,
-                seed=seed,
-            )
-            figures = head.measure(lm, held)
+        with tempfile.TemporaryDirectory() as folder:
+            job = Job(Path(folder), lm, steps=steps, seed=seed, options={"layer": layer})
+            *_, last = train_head("hidden-transfer", job)
+            head = load_head(HiddenTransferHead, Path(folder) / "head", lm)
         tree = dynamic_tree(head.accuracy[1].tolist(), 20)
-        widest = tree.trees[-1]
-        row: dict[str, Any] = {"t": layer} | {name: rate for name, rate in figures.items() if "+4" not in name}
-        row["row-layers"] = row_layers(widest.prompts, layer, lm.layers)
+        figures = {name: rate for name, rate in (last.evaluation or {}).items() if "+4" not in name}
+        row: dict[str, Any] = {"t": layer} | figures
+        row["row-layers"] = row_layers(tree.trees[-1].prompts, layer, lm.layers)
         row["expected tokens, T = 0.7"] = 1.0 + tree.expected
         rows.append(row)
     return rows
