@@ -116,6 +116,7 @@ def test_the_layer_is_transformers_own(sizes: dict[str, Any]):
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2"])
 @pytest.mark.parametrize("sizes", KINDS, ids=map(str, KINDS))
+@torch.no_grad()
 def test_training_sees_what_drafting_sees(family: str, sizes: dict[str, Any]):
     """The unrolled passes of a window are, place by place, a chain drafted behind the verified text up to there."""
     model = lm(family)
@@ -297,6 +298,7 @@ def test_a_tree_by_hand():
 
 
 @pytest.mark.parametrize("sizes", [{}, {"version": 3, "draft_vocabulary": 50}])
+@torch.no_grad()
 def test_every_branch_is_continued_alone(sizes: dict[str, Any]):
     """Rows of a level see their own branch only: each node's value is what a chain along its path gives."""
     model = lm("llama")

@@ -69,7 +69,9 @@ class Eagle(DraftMethod):
     and nodes of a level that get any; 1 drafts a chain.
     """
 
-    head: Any = None  # type: ignore[misc]  # what the class trains, as an option of its objects
+    trains = EagleHead
+
+    head: Any = None
     nodes: int | None = None
     depth: int = 6
     k: int = 10
@@ -93,6 +95,7 @@ class Eagle(DraftMethod):
         return TreeDrafter(continuer, self.depth, self.k, LARGEST, Pace(curve, level, LARGEST))
 
 
+@torch.inference_mode()
 def _level_beside_pass(continuer: Continuer) -> float:
     """What drafting a level of a few nodes costs, in units of the target's plain step."""
     lm, text = continuer.lm, continuer.text()
@@ -104,6 +107,3 @@ def _level_beside_pass(continuer: Continuer) -> float:
         lambda: continuer.guess(continuer.level(text, tokens, out.expand(width, -1), hidden, 1), width),
         lambda: session.score(TokenTree.chain([0])).logits.argmax(dim=-1).tolist(),
     )
-
-
-Eagle.head = EagleHead

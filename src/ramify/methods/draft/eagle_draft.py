@@ -47,7 +47,7 @@ class Continuer:
 
     def __init__(self, head: EagleHead, lm: CausalLM) -> None:
         self.lm = lm
-        self.head = copy.deepcopy(head).to(lm.device, lm.dtype)
+        self.head = copy.deepcopy(head).to(lm.device, lm.dtype).requires_grad_(False)
         layer: Any = self.head.layers[0]
         self.layer: EagleLayer = layer
         outer = ["fc"] if self.head.lm_head is None else ["fc", "lm_head"]
@@ -57,17 +57,15 @@ class Continuer:
         """An empty text."""
         return Text(self.layer.key_heads, self.layer.head_size, self.lm.device)
 
-    @torch.inference_mode()
     def read(self, text: Text, tokens: Tensor, states: Tensor) -> Tensor:
         """Take verified tokens [n] into the text, with the target's states before them; out [1, D] of the last one."""
         x, residual = self.head.enter(self.head.embed(self.lm, tokens), self.head.fuse(states))
         places = torch.arange(text.length, text.length + len(tokens), device=tokens.device)
-        queries, keys, values = self.layer.project(x[None], places, KEPT)
+        queries, keys, values = self.layer.project(x[None], places, text.length + len(tokens), KEPT)
         text.length = text.write(text.length, keys, values)
         out: Tensor = self.layer.finish(residual[None, -1:], _attend(queries[..., -1:, :], text, text.length))[0]
         return out
 
-    @torch.inference_mode()
     def level(self, text: Text, tokens: Tensor, f: Tensor, hidden: Tensor, depth: int) -> Tensor:
         """out [w, D] of w draft tokens behind the outputs f [w, D], ``depth`` levels below the verified text.
 
@@ -75,12 +73,11 @@ class Continuer:
         """
         x, residual = self.head.enter(self.head.embed(self.lm, tokens), f)
         places = torch.full((len(tokens),), text.length + depth - 1, device=tokens.device)
-        queries, keys, values = self.layer.project(x[None], places, KEPT)
+        queries, keys, values = self.layer.project(x[None], places, text.length + depth, KEPT)
         end = text.write(text.length + hidden.shape[1] - len(tokens), keys, values)
         out: Tensor = self.layer.finish(residual[None], _attend(queries, text, end, hidden))[0]
         return out
 
-    @torch.inference_mode()
     def guess(self, out: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` best next tokens [w, k] after outputs [w, D], and their log-confidences."""
         logits = self.head.logits(self.lm, out).float()
@@ -115,11 +112,13 @@ class TreeDrafter(Drafter):
     def start(self, prompt: Sequence[int]) -> None:
         self.prompt = list(prompt[1:])
 
+    @torch.inference_mode()
     def observe_prompt(self, tokens: list[int], logits: Tensor | None, hidden: Mapping[int, Tensor]) -> None:
         self._read()
         following, self.prompt = self.prompt[: len(tokens)], self.prompt[len(tokens) :]
         self._wait(following, hidden, range(len(tokens)))
 
+    @torch.inference_mode()
     def draft(self, context: Context) -> TokenTree:
         if self.pace is not None and not self.pace.starts():
             return TokenTree.empty()

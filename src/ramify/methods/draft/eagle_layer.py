@@ -112,15 +112,15 @@ class EagleLayer(nn.Module):
         normed = self.hidden_norm(f)
         return torch.cat([self.input_layernorm(e), normed], dim=-1), normed if self.norm_first else f
 
-    def project(self, x: Tensor, places: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, K, G, N, size], keys and values [B, K, N, size] in ``dtype`` of x [B, N, …] at ``places`` [N].
+    def project(self, x: Tensor, places: Tensor, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, K, G, N, size], keys and values [B, K, N, size] in ``dtype`` of x [B, N, …].
 
-        G queries share one of the K key heads; they come divided by the root of their size.
+        At ``places`` [N], all below ``end``. G queries share a key head; they come divided by the root of their size.
         """
         count = self.heads + self.key_heads
         qkv = self.qkv(x).view(*x.shape[:2], count + self.key_heads, self.head_size).to(dtype)
         turned, values = torch.split(qkv, [count, self.key_heads], dim=2)
-        turn = self.rotation.at(places[None], int(places[-1]) + 1, turned)
+        turn = self.rotation.at(places[None], end, turned)
         queries, keys = torch.split(rotate(turned, *turn), [self.heads, self.key_heads], dim=2)
         queries = queries.transpose(1, 2) / math.sqrt(self.head_size)
         queries = queries.view(len(x), self.key_heads, -1, x.shape[1], self.head_size)
