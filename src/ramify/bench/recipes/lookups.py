@@ -94,8 +94,8 @@ def run(
     ]
     if timed:
         notes.append(
-            "Speed-ups: median of 3 repeats [lowest, highest] to plain decoding, which is the first row; the methods take "
-            "turns. Own share: drafting, verifying and learning, of the decoding time."
+            "Speed-ups: median of 3 repeats [lowest, highest] to plain decoding, which is the first row; the methods "
+            "take turns. Own share: drafting, verifying and learning, of the decoding time."
         )
     return Outcome([Table(title, rows), *clocked], notes)
 
