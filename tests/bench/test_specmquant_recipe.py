@@ -9,12 +9,15 @@ import torch
 from families import build, lm, text
 
 from ramify.api import generate
+from ramify.bench.hierarchies import SMALL, ablations, curve, followed, planned, rounded, ways
 from ramify.bench.lexicon import Lexicon
 from ramify.bench.lexicon import build as build_word_model
 from ramify.bench.passes import Work, work
-from ramify.bench.recipes.specmquant import SMALL, ablations, claims, curve, planned, rounded, rows, ways
+from ramify.bench.recipes.specmquant import claims, rows
 from ramify.methods.draft.assistant import Assistant
+from ramify.methods.draft.plan import Plan
 from ramify.methods.draft.specmquant import HierSpec
+from ramify.methods.draft.token_recycling import TokenRecycling
 from ramify.models.causal import load
 
 PROMPTS = [text(11, 6, period=4), text(9, 3, period=3)]
@@ -53,6 +56,15 @@ def test_labels_tell_the_options():
         assert (f"m = {method.length}" in name) == (method.length != 6)
         assert (f"{method.levels} levels" in name) == (method.levels != 3)
         assert ("tree of" in name) == (method.inner != "token-recycling:nodes=29")
+
+
+def test_a_plan_is_followed():
+    small = lm("llama")
+    assert followed(Plan("plain", 1, 0, 1.0, 1.0), small) == "sample"
+    assert followed(Plan("tree", 20, 0, 2.0, 0.6), small) == TokenRecycling(nodes=19)
+    for kind, nodes, inner in (("chain", 1, None), ("hierarchy", 30, TokenRecycling(nodes=29))):
+        method: Any = followed(Plan(kind, nodes, 4, 3.0, 0.5), small)  # type: ignore[arg-type]
+        assert (method.model, method.length, method.schedule, method.inner) == (small, 4, "constant", inner)
 
 
 def test_all_matrices_but_the_head_are_rounded():
@@ -122,5 +134,6 @@ def test_plans_stand_beside_what_was_measured():
     assert len(told) == 8
     assert [row["way"] for row in told[:3]] == ["tree of 30", "chain of 6", "hierarchy"]
     assert told[0]["tokens per call, planned"] == pytest.approx(found["tree of 30"].tokens_per_call)
+    assert told[2]["measured"] == found["hierarchy"].tokens_per_call
     assert told[3]["way"].startswith("the planner's: ")
     assert told[3]["speed, planned"] >= max(row["speed, planned"] for row in told[:3])

@@ -8,38 +8,22 @@ small model 8/70 of the target's, so that no clock is involved. What rows cost h
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ramify.bench.lexicon import Lexicon, build, fit
-from ramify.bench.passes import Work, work
+from ramify.bench.hierarchies import SLOPES, SMALL, TREES, ablations, curve, measured, planned, rounded, trained, ways
+from ramify.bench.lexicon import Lexicon
+from ramify.bench.passes import Work
 from ramify.bench.prompts import held_out_prompts
 from ramify.bench.recipes import Outcome, Table
-from ramify.methods.base import Method
 from ramify.methods.draft.assistant import Assistant
-from ramify.methods.draft.plan import (
-    ROWS,
-    Curve,
-    Plan,
-    Prospects,
-    chain_plan,
-    hierarchy_plan,
-    plan,
-    tree_plan,
-    verification_cost,
-)
+from ramify.methods.draft.plan import LENGTHS, ROWS, verification_cost
 from ramify.methods.draft.s2d_head import SortedHead
-from ramify.methods.draft.specmquant import HierSpec, fake_quantised
-from ramify.methods.draft.token_recycling import TokenRecycling
 from ramify.methods.head import load_head
-from ramify.models.causal import CausalLM, load, wrap
+from ramify.models.causal import load
 
-SLOPES = (0.2, 0.8)  # 60 rows cost 1.2 steps with 16 bits and 1.8 with 4 (measured by the paper on an A100)
-SMALL = 8 / 70  # a pass of the small model in the target's, by their sizes in the paper
-TREES = (10, 20, 30, 40, 60)
 FORMATS = ("packed", "int8", "int4")
 
 
@@ -84,63 +68,11 @@ def run(
         "are the tree's and what is read along with it. Speed: tokens in the time of a plain step; on the language of "
         "words with T(n) = 1 + s (n − 1) / 59 for the target and 8/70 of that for the small model. Reading prompts is "
         "left out.",
-        "Planned: tokens of trees by size, measured on either model alone, and the agreement of both, measured on the "
-        "chain; the hierarchy was not run for it.",
+        "Planned: from the tokens of trees by size on either model alone, and from the agreement of both on the chain; "
+        "no hierarchy was run for it. The planner chooses among trees of "
+        f"{', '.join(map(str, TREES))} nodes and lengths up to {LENGTHS[-1]}.",
     ]
     return Outcome(tables, notes)
-
-
-def curve(s: float, scale: float = 1.0) -> Curve:
-    """Cost of n rows in plain steps, on which 60 cost 1 + s, times ``scale``."""
-    return lambda n: scale * (1 + s * (n - 1) / 59)
-
-
-def trained(seed: int, steps: int) -> tuple[CausalLM, CausalLM]:
-    """The target and the small model, on the same text."""
-    language = Lexicon.of(seed)
-    text = language.passage(60_000, seed).tokens
-    target = fit(build(language, width=96, seed=seed), text, steps=steps, seed=seed)
-    return target, fit(build(language, width=48, seed=seed + 1), text, steps=steps, seed=seed)
-
-
-@torch.no_grad()
-def rounded(lm: CausalLM) -> CausalLM:
-    """A copy of ``lm`` with rounded matrices; embedding and head stay as they are, as in the paper."""
-    model = copy.deepcopy(lm.original)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
-            module.weight.copy_(fake_quantised(module.weight))
-    return wrap(model, lm.tokenizer, f"{lm.name}, 4 bits")
-
-
-def tree(nodes: int) -> TokenRecycling:
-    """Token Recycling with ``nodes`` nodes, the root included."""
-    return TokenRecycling(nodes=nodes - 1)
-
-
-def ways(small: CausalLM) -> dict[str, str | Method]:
-    """What is put beside each other."""
-    return {
-        "plain": "sample",
-        "tree of 30": tree(30),
-        "chain of 6": Assistant(model=small, length=6, schedule="constant", verifier="match"),
-        "hierarchy": HierSpec(model=small),
-    }
-
-
-def ablations(small: CausalLM) -> dict[str, str | Method]:
-    """The hierarchy with other lengths and trees."""
-    found: dict[str, str | Method] = {f"hierarchy, m = {m}": HierSpec(model=small, length=m) for m in (1, 4, 8)}
-    found |= {f"hierarchy, tree of {n}": HierSpec(model=small, inner=tree(n)) for n in TREES if n != 30}
-    found |= {f"hierarchy, {i} levels": HierSpec(model=small, levels=i) for i in (1, 2, 6)}
-    found["hierarchy, plain first"] = HierSpec(model=small, plain_first=True)
-    return found
-
-
-def measured(
-    target: CausalLM, small: CausalLM, methods: dict[str, str | Method], prompts: Sequence[Any], how: dict[str, Any]
-) -> dict[str, Work]:
-    return {name: work(target, small, method, prompts, **how) for name, method in methods.items()}
 
 
 def rows(found: dict[str, Work]) -> list[dict[str, Any]]:
@@ -185,43 +117,6 @@ def claims(found: dict[str, Work], coarse: dict[str, Work]) -> list[dict[str, An
     return told
 
 
-def planned(
-    target: CausalLM, small: CausalLM, prompts: Sequence[Any], how: dict[str, Any], found: dict[str, Work]
-) -> list[dict[str, Any]]:
-    """Predicted beside measured, and what the planner would take."""
-    by_size = {
-        lm: {n: work(lm, small, tree(n), prompts, **how).tokens_per_call for n in TREES} for lm in (target, small)
-    }
-    told = []
-    for s in SLOPES:
-        given = Prospects(
-            curve(s),
-            curve(s, SMALL),
-            by_size[target].__getitem__,
-            by_size[small].__getitem__,
-            found["chain of 6"].agreement,
-        )
-        for name, one in (
-            ("tree of 30", tree_plan(given, 30)),
-            ("chain of 6", chain_plan(given, 6)),
-            ("hierarchy", hierarchy_plan(given, 30, 6)),
-        ):
-            told.append(_beside(s, name, one, found[name].speed(curve(s), curve(s, SMALL))))
-        best = plan(given, TREES)
-        told.append(_beside(s, f"the planner's: {best.kind}, tree of {best.nodes}, m = {best.length}", best, None))
-    return told
-
-
-def _beside(s: float, name: str, one: Plan, speed: float | None) -> dict[str, Any]:
-    return {
-        "s": s,
-        "way": name,
-        "tokens per call, planned": one.tokens,
-        "speed, planned": 1 / one.cost,
-        "speed, measured": "" if speed is None else speed,
-    }
-
-
 def on_the_demo(model: str, head: str | None, texts: Sequence[str], how: dict[str, Any], budget: float) -> list[Table]:
     """What rows cost here in every weight format, and what the ways are then worth; S2D's draft is the small model."""
     targets = {weights: load(model, dtype="bfloat16", weights=weights) for weights in FORMATS}
@@ -236,7 +131,8 @@ def on_the_demo(model: str, head: str | None, texts: Sequence[str], how: dict[st
     told = []
     for name, lm in targets.items():
         plain = curves[name].cost(1)
-        for way, done in measured(lm, small, ways(small), texts, how).items():
+        auto = Assistant(model=small, schedule="auto", verifier="match")
+        for way, done in measured(lm, small, {**ways(small), "chain, length by the curves": auto}, texts, how).items():
             speed = done.speed(curves[name].ratio, lambda n, plain=plain: own.cost(n) / plain)  # type: ignore[misc]
             told.append({"weights": name, "way": way, **done.row(), "speed by these costs": speed})
     return [
