@@ -238,6 +238,7 @@ def test_the_demo_model(card: Card, setting: str):
         "assistant": {"model": demo},
         "specmquant": {"model": demo},
         "rest": {"datastore": None},
+        "s2d": {"draft": None, "exits": None},
     }
     trained: dict[str, Any] = {} if find(card.name).trains is None else {"head": None}  # the bundled one
     method = make(card.name, "llama", **trained, **own.get(card.name, {}))

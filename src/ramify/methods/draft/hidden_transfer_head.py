@@ -100,7 +100,7 @@ class HiddenTransferHead(Head):
     and when sampled; that of PPD on Vicuna-7B until ``settle`` has measured it."""
 
     method = "hidden-transfer"
-    regime = Regime(steps=400, learning_rate=1e-2, through=True)
+    regime = Regime(steps=400, learning_rate=2e-3, through=True)
     Sizes = Sizes
 
     def __init__(self, fit: Fit, sizes: Sizes) -> None:
