@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ramify.api import generate
+from ramify.bench.prompts import held_out_prompts
 from ramify.engine.drafter import Context, Outcome
 from ramify.engine.sampling import Sampler
 from ramify.engine.session import Session
@@ -25,7 +26,7 @@ from ramify.methods.draft.hidden_transfer_head import HiddenTransferHead, Sizes,
 from ramify.methods.draft.sparse_tree import dynamic_tree
 from ramify.methods.head import Fit, load_head
 from ramify.models.calibrate import CostCurve
-from ramify.models.causal import CausalLM
+from ramify.models.causal import CausalLM, load
 
 PROMPT = text(17, 2, period=6)
 NEW = 24
@@ -430,3 +431,20 @@ def test_a_head_is_saved_with_all_it_knows(tmp_path: Path):
     other = HiddenTransferHead(Fit(64, VOCABULARY, 2, ""), Sizes())
     with pytest.raises(RamifyError, match="its hidden size is 32, not 64"):
         generate(model, PROMPT, HiddenTransfer(head=other), max_new_tokens=2)
+
+
+def test_the_bundled_head_is_worth_its_training():
+    """Sampled text of the demo model, by what its maps add over copies of the present."""
+    demo = load("demo", dtype="float32")
+    trained = load_head(HiddenTransferHead, None, demo)
+    untrained = HiddenTransferHead(trained.fit, trained.sizes).requires_grad_(False)
+    untrained.accuracy.copy_(trained.accuracy)
+    calls = []
+    for head in (trained, untrained):
+        method = HiddenTransfer(head=head, budget=40)
+        found = [
+            generate(demo, prompt.text, method, max_new_tokens=32, seed=1, do_sample=True, temperature=0.7)
+            for prompt in held_out_prompts(3)
+        ]
+        calls.append(sum(result.stats.target_calls for result in found))
+    assert calls[0] < 0.92 * calls[1]

@@ -477,3 +477,13 @@ def test_what_does_not_fit_is_refused():
         SortedHead.new(lm("llama"), exits=(1, 3))
     with pytest.raises(RamifyError, match="there is no s2d head for"):
         run(S2D())
+
+
+def test_the_bundled_head_drafts_for_the_demo_model_in_any_precision():
+    for how in ({"dtype": "float32"}, {"dtype": "bfloat16", "weights": "plain"}):
+        demo = load("demo", **how)
+        given_: dict[str, Any] = {"max_new_tokens": 32}
+        prompt = "class Queue:\n    def __init__(self, size=100):\n        self.items ="
+        found = generate(demo, prompt, S2D(), **given_)
+        assert found.tokens == generate(demo, prompt, "greedy", **given_).tokens
+        assert found.stats.target_calls < 28
