@@ -120,6 +120,7 @@ class TreeDrafter(Drafter):
 
     @torch.inference_mode()
     def draft(self, context: Context) -> TokenTree:
+        self.values = np.zeros(0)
         if self.pace is not None and not self.pace.starts():
             return TokenTree.empty()
         out = self._read()
@@ -129,7 +130,8 @@ class TreeDrafter(Drafter):
         return tree
 
     def observe(self, outcome: Outcome) -> None:
-        if self.pace is not None and outcome.drafted:
+        # In a union of drafters some nodes may have been left out, and then nobody knows what the rest promised.
+        if self.pace is not None and outcome.drafted == len(self.values) > 0:
             self.pace.observe(self.values, outcome.accepted)
         self._wait(outcome.tokens, outcome.hidden, outcome.path)
 
