@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ramify.api import generate
 from ramify.methods.draft import assistant
 from ramify.methods.draft.assistant import Assistant
-from ramify.methods.draft.schedule import LONGEST, TRIAL, Fastest, Heuristic, Schedule
-from ramify.methods.draft.sizing import RETRY
+from ramify.methods.draft.schedule import FADE_ALL, LONGEST, TRIAL, Agreement, Fastest, Heuristic, Schedule
+from ramify.methods.draft.sizing import PRIOR, RETRY
 from ramify.models.calibrate import CostCurve
 
 FLAT = CostCurve("flat", [1, 64], [1.0, 1.0])
@@ -44,7 +44,7 @@ def test_the_papers_example():
 def test_the_choice_is_the_fastest(rate: float, cost: float, slope: float, longest: int):
     curve = CostCurve("line", [1, 64], [1.0, 1.0 + 63 * slope])
     schedule = Fastest(curve, own(cost), longest)
-    schedule.accepted, schedule.tried = rate, 1.0
+    schedule.agreement.accepted, schedule.agreement.tried = rate, 1.0
 
     def speed(length: int) -> float:
         return sum(rate**place for place in range(length + 1)) / (1.0 + slope * length + length * cost)
@@ -100,10 +100,24 @@ def test_in_decoding(monkeypatch: Any, verifier: Any, cost: float, least: int, m
     monkeypatch.setattr(assistant, "calibrate", lambda model: next(curves))
     method = Assistant(model=lm("llama"), schedule="auto", verifier=verifier)
     plain = generate(lm("llama"), PROMPT, "greedy", max_new_tokens=40)
-    for _ in range(2):  # every request begins with what is expected of any
+    for first in (True, False):
         result = generate(lm("llama"), PROMPT, method, max_new_tokens=40)
         assert result.tokens == plain.tokens
         assert least <= result.stats.target_calls <= most
         lengths = [len(draft.tree) for draft, _ in result.steps if draft]
-        assert lengths[0] == Fastest(FLAT, own(cost)).choose()
-        assert cost > 1 or max(lengths) > lengths[0]
+        if first:
+            assert lengths[0] == Fastest(FLAT, own(cost)).choose()
+            assert cost > 1 or max(lengths) > lengths[0]
+        elif cost < 1:  # the next request begins with what this one gave
+            assert lengths[0] > Fastest(FLAT, own(cost)).choose()
+
+
+def test_a_sequence_begins_with_what_earlier_ones_gave():
+    before = Agreement(FADE_ALL)
+    assert before.rate == PRIOR[0] / PRIOR[1]
+    first = taught(Fastest(FLAT, own(0.3), before=before), 3, 0, 3)
+    assert before.rate < 0.1
+    assert Fastest(FLAT, own(0.3), before=before).choose() == first.choose() == 0
+    assert Fastest(FLAT, own(0.3)).choose() > 0
+    # What is seen here counts more than what was seen before.
+    assert taught(Fastest(FLAT, own(0.3), before=before), 3, 3, 3, times=5).choose() > 0

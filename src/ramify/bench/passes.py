@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ramify.api import generate
+from ramify.engine.events import Scored
 from ramify.methods.base import Method
 from ramify.models.cache import RowCache
 from ramify.models.causal import CausalLM
@@ -76,9 +77,9 @@ def work(target: CausalLM, small: CausalLM, method: str | Method, prompts: Seque
             done.tokens += result.stats.generated_tokens
             done.calls += result.stats.target_calls
             done.texts.append(result.tokens)
+            done.verified += [event.nodes for event in result.events if isinstance(event, Scored)]
             for draft, accepted in result.steps:
                 drafted = len(draft.tree) if draft else 0
-                done.verified.append(drafted + 1)
                 done.agreed += len(accepted.path)
                 done.tried += min(len(accepted.path) + 1, drafted)
     finally:

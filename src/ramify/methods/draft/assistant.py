@@ -41,7 +41,7 @@ from ramify.engine.verify import Verdict, Verifier, match, walk
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import DraftMethod, verification_rule
 from ramify.methods.draft.parts import Parts, parts_of
-from ramify.methods.draft.schedule import Fastest, Heuristic, Schedule
+from ramify.methods.draft.schedule import FADE_ALL, Agreement, Fastest, Heuristic, Schedule
 from ramify.methods.draft.translate import LONG, Translated, same_vocabulary
 from ramify.methods.registry import register
 from ramify.models.calibrate import calibrate
@@ -94,7 +94,8 @@ class Assistant(DraftMethod):
         if shared is None:
             shared = self.memory["shared", lm] = same_vocabulary(lm, assistant)
         if self.schedule == "auto":
-            schedule: Schedule = Fastest(calibrate(lm), calibrate(assistant))
+            before = self.memory.setdefault(("agreement", lm), Agreement(FADE_ALL))
+            schedule: Schedule = Fastest(calibrate(lm), calibrate(assistant), before=before)
         else:
             schedule = (Heuristic if self.schedule == "heuristic" else Schedule)(self.length)
         if self.inner is not None and "inner" not in self.memory:
