@@ -119,11 +119,8 @@ def test_training_sees_what_drafting_sees(options: dict[str, Any]):
         for j in range(found[0].shape[1]):
             made = drafter(head, model, chain, tokens[: j + 2])
             seen: list[Tensor] = []
-            guess = made.encoder.head.guess
-            made.encoder.head.guess = lambda lm_, step, h, o, guess=guess, seen=seen: (
-                seen.append(o),
-                guess(lm_, step, h, o),
-            )[1]
+            fuse = made.encoder.head.fuse
+            made.encoder.head.fuse = lambda step, h, o, fuse=fuse, seen=seen: (seen.append(o), fuse(step, h, o))[1]
             drafted = made.draft(context(tokens[: j + 2]))
             assert drafted.tokens.tolist() == [int(z[row, j].argmax()) for z in found]
             for o, expected in zip(seen, outputs, strict=True):
@@ -267,8 +264,7 @@ def test_a_plan_draws_any_template(template: Template):
             assert [rows[place] for place in level.above.tolist()] == [path[:-1] for path in grown]
         rows = grown
         all_rows += rows
-        mask = torch.zeros(len(rows), len(all_rows)) if level.mask is None else level.mask
-        for path, line in zip(rows, mask.tolist(), strict=True):
+        for path, line in zip(rows, level.mask.tolist(), strict=True):
             assert [other for other, value in zip(all_rows, line, strict=True) if value == 0] == [
                 other for other in all_rows if path[: len(other)] == other
             ]
@@ -341,7 +337,7 @@ def test_detached_steps_differ_in_their_gradients_only():
         loss = head.loss(frozen(), WINDOW)
         loss.backward()
         losses.append(float(loss.detach()))
-        gradients.append(head.layer.key_value.weight.grad)
+        gradients.append(head.layer.qkv.weight.grad)
     assert losses[0] == losses[1]
     assert not torch.allclose(*gradients)
 

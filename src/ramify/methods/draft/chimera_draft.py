@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.tree import TokenTree
-from ramify.methods.draft.borrowed import product
+from ramify.methods.draft.borrowed import lm_head, product
 from ramify.methods.draft.chimera_head import ChimeraHead, started
 from ramify.methods.draft.template import Template
 from ramify.models.cache import RowCache, send
 from ramify.models.causal import CausalLM
+from ramify.models.fused import SLOTS
 
 TRIALS = 12
 
@@ -26,13 +27,13 @@ class Level:
     """One depth of a draft. Its R rows are the nodes of the depth before that have children.
 
     ``nodes`` [R]: their places among the nodes of that depth; ``above`` [R]: the rows of which those are children.
-    ``mask`` [R, all rows so far], added to scores: 0 on a row's own branch; None where every row is on it. ``chosen``
-    [C]: the children, as places in the R × ``ranks`` best guesses.
+    ``mask`` [R, all rows so far], added to scores: 0 on a row's own branch. ``chosen`` [C]: the children, as places in
+    the R × ``ranks`` best guesses.
     """
 
     nodes: Tensor
     above: Tensor
-    mask: Tensor | None
+    mask: Tensor
     ranks: int
     chosen: Tensor
 
@@ -62,7 +63,7 @@ class Plan:
                 Level(
                     index([before.index(path) for path in inner]),
                     index([above.index(path[:-1]) for path in inner]),
-                    None if bool(seen.all()) else send(mask, lm.device),
+                    send(mask, lm.device),
                     ranks,
                     index([inner.index(path[:-1]) * ranks + path[-1] for path in nodes]),
                 )
@@ -77,18 +78,27 @@ class Encoder:
 
     def __init__(self, head: ChimeraHead, lm: CausalLM) -> None:
         self.lm = lm
-        self.head = copy.deepcopy(head).to(lm.dtype)
-        for module in list(self.head.modules()):
-            for name, child in list(module.named_children()):
-                if type(child) is nn.Linear:
-                    setattr(module, name, _Held(child, lm))
+        self.shared = lm_head(lm) if head.sizes.head == "shared" else None
+        self.head = copy.deepcopy(head)
+        if self.head.layer is not None:
+            self.head.layer.fold()
+        self.head.to(lm.dtype)
+        # As plain attributes: looking modules up and calling them takes a tenth of a level's time.
+        found = [product(lm, each) for each in self.head.heads if isinstance(each, nn.Linear)]
+        for module in (self.head, self.head.layer):
+            for name, child in list(module.named_children()) if module is not None else ():
+                if isinstance(child, nn.Linear):
+                    delattr(module, name)
+                    setattr(module, name, product(lm, child))
+        del self.head.heads
+        self.head.__dict__["heads"] = found
         self._turns: tuple[Tensor, Tensor] | None = None
 
     def remember(self, cache: RowCache, states: Tensor) -> None:
         """Append the keys and values of verified states [n, D] to ``cache``."""
         layer = self.head.layer
         if layer is not None:
-            keys, values = layer.keys(states[None], self._at(cache.lengths[0], len(states)))
+            _, keys, values = layer.project(states[None], self._at(cache.lengths[0], len(states)))
             cache.expect(len(states), states.device)
             cache.row_layers[0].update(keys, values)
         cache.lengths[0] += len(states)
@@ -101,13 +111,18 @@ class Encoder:
         head, count = self.head, len(newest)
         o = head.trigrams(self.lm.forward.embed(newest))[None]
         if head.layer is not None:
-            turn = self._at(position, 1)
-            keys, values = head.layer.keys(o, turn)
-            cache.expect(count, o.device)
+            queries, keys, values = head.layer.project(o, self._at(position, 1))
+            end = cache.expect(count, o.device)
+            cache.seen = min(-(-end // SLOTS) * SLOTS, cache.capacity)
             keys, values = cache.row_layers[0].update(keys, values)
-            cache.lengths[0] += count
-            o = head.layer.finish(o, head.layer.level(head.layer.queries(o, turn), keys, values, level.mask))
-        z = head.guess(self.lm, step, state, o)
+            cache.lengths[0] = end
+            mask = level.mask.new_full((count, cache.seen), torch.finfo(level.mask.dtype).min)
+            mask[:, : end - level.mask.shape[1]] = 0.0
+            mask[:, end - level.mask.shape[1] : end] = level.mask
+            o = head.layer.finish(o, head.layer.level(queries, keys, values, mask))
+        z = head.fuse(step, state, o)
+        if self.shared is not None:
+            z = self.shared(z)
         return z.topk(level.ranks, dim=-1).indices.flatten()[level.chosen]
 
     def _at(self, first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -120,17 +135,6 @@ class Encoder:
             self._turns = cos.to(self.lm.dtype), sin.to(self.lm.dtype)
         cos, sin = self._turns
         return cos[first:end], sin[first:end]
-
-
-class _Held(nn.Module):
-    """A linear layer over the format in which few rows are computed fastest."""
-
-    def __init__(self, layer: nn.Linear, lm: CausalLM) -> None:
-        super().__init__()
-        self.product = product(lm, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.product(x)
 
 
 class BranchDrafter(Drafter):

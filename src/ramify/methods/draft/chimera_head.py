@@ -144,9 +144,12 @@ class ChimeraHead(Head):
 
     def guess(self, lm: CausalLM, step: int, h: Tensor, o: Tensor) -> Tensor:
         """z [..., V] of step ``step`` (0 the first) from h and o [..., D]."""
+        z = self.fuse(step, h, o)
+        return lm_head(lm)(z.to(lm.dtype)) if self.sizes.head == "shared" else z
+
+    def fuse(self, step: int, h: Tensor, o: Tensor) -> Tensor:
+        """W^(i) [h; o] or A_i [h; o]."""
         z: Tensor = self.heads[step](torch.cat([h.expand_as(o), o], dim=-1) if self.sizes.residual else o)
-        if self.sizes.head == "shared":
-            z = lm_head(lm)(z.to(lm.dtype))
         return z
 
     def unroll(self, lm: CausalLM, hidden: Tensor, tokens: Tensor, feed: str) -> tuple[list[Tensor], list[Tensor]]:
@@ -161,17 +164,16 @@ class ChimeraHead(Head):
         h = hidden[:, :count]
         newest = windows_of_three(tokens[:, : count + 1])[:, 1:]
         places = torch.arange(count, device=tokens.device)
-        text = self.layer.keys(h, self.layer.turns(places)) if self.layer is not None else None
+        text = self.layer.project(h, self.layer.turns(places))[1:] if self.layer is not None else None
         branch: list[tuple[Tensor, Tensor]] = []
         found: list[Tensor] = []
         states: list[Tensor] = []
         for step in range(sizes.heads):
             o = self.trigrams(lm.forward.embed(newest if step else started(newest)).float())
             if self.layer is not None and text is not None:
-                turn = self.layer.turns(places + step + 1)
-                own = self.layer.keys(o, turn)
-                o = self.layer.finish(o, self.layer.block(self.layer.queries(o, turn), text, [*branch, own]))
-                branch.append((own[0].detach(), own[1].detach()) if sizes.detach else own)
+                queries, *own = self.layer.project(o, self.layer.turns(places + step + 1))
+                o = self.layer.finish(o, self.layer.block(queries, text, [*branch, (own[0], own[1])]))
+                branch.append((own[0].detach(), own[1].detach()) if sizes.detach else (own[0], own[1]))
             z = self.guess(lm, step, h, o)
             found.append(z)
             states.append(o)

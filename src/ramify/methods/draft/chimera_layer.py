@@ -28,27 +28,26 @@ class ContextLayer(nn.Module):
         super().__init__()
         self.heads, self.key_heads, self.size = heads, key_heads, size // heads
         self.theta = theta
-        self.before, self.behind = Norm(size, eps=1e-6), Norm(size, eps=1e-6)
-        self.query = nn.Linear(size, heads * self.size, bias=False)
-        self.key_value = nn.Linear(size, 2 * key_heads * self.size, bias=False)
+        self.before: Norm | _Unit = Norm(size, eps=1e-6)
+        self.behind: Norm | _Unit = Norm(size, eps=1e-6)
+        self.qkv = nn.Linear(size, (heads + 2 * key_heads) * self.size, bias=False)
         self.mix = nn.Linear(heads * self.size, size, bias=False)
         self.gate_up = nn.Linear(size, 2 * width, bias=False)
         self.down = nn.Linear(width, size, bias=False)
         nn.init.zeros_(self.mix.weight)
         nn.init.zeros_(self.down.weight)
 
-    def keys(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, K, N, size] of rows x [B, N, D]."""
-        both = self.key_value(self.before(x)).view(*x.shape[:2], 2 * self.key_heads, self.size)
-        keys, values = torch.split(both, self.key_heads, dim=2)
-        return rotate(keys, *turn).transpose(1, 2), values.transpose(1, 2)
+    def project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, K, G · N, size], keys and values [B, K, N, size] of rows x [B, N, D].
 
-    def queries(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries [B, K, G · N, size] of rows x [B, N, D]; those that share a key head stand below each other."""
+        The G queries that share a key head stand below each other.
+        """
         rows, count, _ = x.shape
-        own = self.query(self.before(x)).view(rows, count, self.heads, self.size)
-        turned = rotate(own, *turn).transpose(1, 2) / math.sqrt(self.size)
-        return turned.reshape(rows, self.key_heads, -1, self.size)
+        qkv = self.qkv(self.before(x)).view(rows, count, -1, self.size)
+        turned, values = torch.split(qkv, [self.heads + self.key_heads, self.key_heads], dim=2)
+        queries, keys = torch.split(rotate(turned, *turn), [self.heads, self.key_heads], dim=2)
+        queries = queries.transpose(1, 2).reshape(rows, self.key_heads, -1, self.size)
+        return queries, keys.transpose(1, 2), values.transpose(1, 2)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """What leaves the layer [B, N, D], from what entered it and what attention [B, K, G · N, size] gave."""
@@ -61,19 +60,21 @@ class ContextLayer(nn.Module):
 
     def block(self, queries: Tensor, text: tuple[Tensor, Tensor], branch: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Attention of a whole block, as in training: row j sees ``text`` up to j, and row j of each of ``branch``."""
-        grouped = queries.view(*queries.shape[:2], -1, text[0].shape[2], self.size)
+        grouped = queries.view(*queries.shape[:2], -1, text[0].shape[2], self.size) / math.sqrt(self.size)
         return along(grouped, text, branch).flatten(2, 3)
 
-    def level(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of the rows of one depth of a tree over a cache [B, K, S, size].
+    def level(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Attention of the rows of one depth of a tree over a cache [B, K, S, size]; ``mask`` [N, S] is added."""
+        mask = mask.repeat(self.heads // self.key_heads, 1)
+        return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
-        ``mask`` [N, R], added to what the last R entries, those of draft rows, score: 0 on a row's own branch.
-        """
-        scores = queries @ keys.transpose(2, 3)
-        if mask is not None:
-            scores[..., -mask.shape[1] :].view(*scores.shape[:2], -1, *mask.shape).add_(mask)
-        mixed: Tensor = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype) @ values
-        return mixed
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Move the norms' weights into the matrices behind them: a root mean square is then a plain length."""
+        for norm, matrix in ((self.before, self.qkv), (self.behind, self.gate_up)):
+            if isinstance(norm, Norm):
+                matrix.weight.mul_(norm.weight * len(norm.weight) ** 0.5)
+        self.before = self.behind = _Unit()
 
     def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rotation tables [N, 1, size] for ``positions`` [N]: cosines, and sines signed as ``rotate`` wants them."""
@@ -81,3 +82,10 @@ class ContextLayer(nn.Module):
         angles = positions[:, None] / self.theta**half
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([cos, cos], dim=-1)[:, None], torch.cat([-sin, sin], dim=-1)[:, None]
+
+
+class _Unit(nn.Module):
+    """Rows of length 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(x, dim=-1)
