@@ -57,10 +57,10 @@ class Decoder:
         row.drafting = row.verifying = generator
         known = len(row.tokens)
         same = row.become(tokens)
-        read = min(self.session.lengths[0], same, len(tokens) - 1)
+        kept = min(self.session.lengths[0], same, len(tokens) - 1)
         if row.drafter is not None and same < known:
-            row.drafter.rewind(read)
-        self.session.truncate([read])
+            row.drafter.rewind(kept)
+        self.session.truncate([kept])
 
     def step(self, levels: int = 0, verifier: Verifier = match) -> tuple[int, ...]:
         """One pass: draft up to ``levels`` deep, score, accept; returns the tokens that it adds, at most ``left``."""

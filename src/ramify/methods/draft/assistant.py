@@ -144,9 +144,9 @@ class Chain(Drafter):
             return TokenTree.empty()
         decoder = self._follow(context)
         drawn: list[Drawn] = []
-        verifier = _drawing(drawn)
-        if self.request.sampler.greedy or self.options.verifier == "match":
-            verifier = match  # under noise it is the target's own, so agreement is likely (Gumbel coupling)
+        # The noise that "match" chooses by is the target's own, so that agreement is likely (Gumbel coupling).
+        coupled = self.request.sampler.greedy or self.options.verifier == "match"
+        verifier = match if coupled else _drawing(drawn)
         tokens: list[int] = []
         while len(tokens) < count and self.request.stop_tokens.isdisjoint(tokens):
             levels = min(self.options.levels, context.levels - len(tokens) - 1)
