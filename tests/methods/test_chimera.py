@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ramify.methods.draft.chimera as chimera_module
+import ramify.methods.draft.chimera_encoder as chimera_encoder
 from ramify.api import generate
 from ramify.engine.drafter import Context, Outcome
 from ramify.engine.sampling import Sampler
 from ramify.engine.session import Session
 from ramify.errors import RamifyError
 from ramify.methods.draft.chimera import PAPER, Chimera
-from ramify.methods.draft.chimera_draft import BranchDrafter, Encoder, Plan
+from ramify.methods.draft.chimera_draft import BranchDrafter, Plan
+from ramify.methods.draft.chimera_encoder import Encoder
 from ramify.methods.draft.chimera_head import ChimeraHead, started, windows_of_three
 from ramify.methods.draft.template import Template
 from ramify.methods.head import load_head, teach
@@ -108,23 +110,27 @@ def test_by_default_a_head_begins_without_an_opinion():
     assert 0.5 < float(scale) < 2.0
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_training_sees_what_drafting_sees(options: dict[str, Any]):
-    """Every z and every guess of the training layout, against drafts of chains from every position."""
+@pytest.mark.parametrize(("options", "table"), [*((each, 1 << 26) for each in VARIANTS), ({}, 0)], ids=str)
+def test_training_sees_what_drafting_sees(options: dict[str, Any], table: int, monkeypatch: pytest.MonkeyPatch):
+    """Every z and every guess of the training layout, against drafts of chains from every position.
+
+    With the trigrams' products looked up in a ``table``, and multiplied each time.
+    """
+    monkeypatch.setattr(chimera_encoder, "TABLE", table)
     model = lm("llama")
     head = new(model, **options)
-    found, outputs = head.unroll(model, states(model, WINDOW), WINDOW, "guess")
+    found, _ = head.unroll(model, states(model, WINDOW), WINDOW, "guess")
     chain = Template(((0,), (0, 0), (0, 0, 0)))
     for row, tokens in enumerate(WINDOW.tolist()):
         for j in range(found[0].shape[1]):
             made = drafter(head, model, chain, tokens[: j + 2])
             seen: list[Tensor] = []
-            fuse = made.encoder.head.fuse
-            made.encoder.head.fuse = lambda step, h, o, fuse=fuse, seen=seen: (seen.append(o), fuse(step, h, o))[1]
+            score = made.encoder.scores
+            made.encoder.scores = lambda *given, score=score, seen=seen: (seen.append(score(*given)), seen[-1])[1]
             drafted = made.draft(context(tokens[: j + 2]))
             assert drafted.tokens.tolist() == [int(z[row, j].argmax()) for z in found]
-            for o, expected in zip(seen, outputs, strict=True):
-                torch.testing.assert_close(o[0, 0], expected[row, j], atol=1e-5, rtol=1e-5)
+            for z, expected in zip(seen, found, strict=True):
+                torch.testing.assert_close(z[0], expected[row, j], atol=1e-5, rtol=1e-5)
 
 
 TREE = Template(((0,), (2,), (0, 1), (1,), (2, 0), (0, 0), (2, 0, 1), (0, 1, 0), (0, 1, 2), (2, 1)))

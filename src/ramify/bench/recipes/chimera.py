@@ -23,7 +23,8 @@ from ramify.engine.sampling import Noise, Sampler
 from ramify.engine.speculate import speculate
 from ramify.methods.base import Method
 from ramify.methods.draft.chimera import Chimera
-from ramify.methods.draft.chimera_draft import BranchDrafter, Encoder, Plan
+from ramify.methods.draft.chimera_draft import BranchDrafter, Plan
+from ramify.methods.draft.chimera_encoder import Encoder
 from ramify.methods.draft.chimera_head import ChimeraHead
 from ramify.methods.draft.eagle_draft import Continuer, TreeDrafter
 from ramify.methods.draft.eagle_head import EagleHead

@@ -34,7 +34,8 @@ from ramify.engine.drafter import Drafter
 from ramify.engine.request import Request
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import DraftMethod
-from ramify.methods.draft.chimera_draft import BranchDrafter, Encoder, Plan, level_seconds
+from ramify.methods.draft.chimera_draft import BranchDrafter, Plan
+from ramify.methods.draft.chimera_encoder import Encoder, level_seconds
 from ramify.methods.draft.chimera_head import ChimeraHead
 from ramify.methods.draft.template import Template
 from ramify.methods.head import load_head
@@ -94,8 +95,8 @@ class Chimera(DraftMethod):
         return BranchDrafter(encoder, plan)
 
     def _template(self, encoder: Encoder, greedy: bool) -> Template:
-        heads = encoder.head.sizes.heads
-        rates = encoder.head.accuracy[0 if greedy else 1].tolist()
+        heads = encoder.sizes.heads
+        rates = encoder.accuracy[0 if greedy else 1].tolist()
         if self.tree == "paper":
             fitting = Template(tuple(path for path in PAPER.ranks if len(path) <= heads))
             return fitting if self.nodes is None else fitting.first(self.nodes)

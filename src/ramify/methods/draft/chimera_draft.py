@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.tree import TokenTree
-from ramify.methods.draft.borrowed import lm_head, product
-from ramify.methods.draft.chimera_head import ChimeraHead, started
+from ramify.methods.draft.chimera_encoder import Encoder
+from ramify.methods.draft.chimera_head import started
 from ramify.methods.draft.template import Template
 from ramify.models.cache import RowCache, send
 from ramify.models.causal import CausalLM
-from ramify.models.fused import SLOTS
-
-TRIALS = 12
 
 
 @dataclass(frozen=True)
@@ -73,70 +68,6 @@ class Plan:
         self.order = index([found.index(path) for path in template.ranks])
 
 
-class Encoder:
-    """A head as it drafts: in the target's dtype, its matrices packed where the machine has that."""
-
-    def __init__(self, head: ChimeraHead, lm: CausalLM) -> None:
-        self.lm = lm
-        self.shared = lm_head(lm) if head.sizes.head == "shared" else None
-        self.head = copy.deepcopy(head)
-        if self.head.layer is not None:
-            self.head.layer.fold()
-        self.head.to(lm.dtype)
-        # As plain attributes: looking modules up and calling them takes a tenth of a level's time.
-        found = [product(lm, each) for each in self.head.heads if isinstance(each, nn.Linear)]
-        for module in (self.head, self.head.layer):
-            for name, child in list(module.named_children()) if module is not None else ():
-                if isinstance(child, nn.Linear):
-                    delattr(module, name)
-                    setattr(module, name, product(lm, child))
-        del self.head.heads
-        self.head.__dict__["heads"] = found
-        self._turns: tuple[Tensor, Tensor] | None = None
-
-    def remember(self, cache: RowCache, states: Tensor) -> None:
-        """Append the keys and values of verified states [n, D] to ``cache``."""
-        layer = self.head.layer
-        if layer is not None:
-            _, keys, values = layer.project(states[None], self._at(cache.lengths[0], len(states)))
-            cache.expect(len(states), states.device)
-            cache.row_layers[0].update(keys, values)
-        cache.lengths[0] += len(states)
-
-    def rank(self, step: int, cache: RowCache, state: Tensor, newest: Tensor, position: int, level: Level) -> Tensor:
-        """The children [C] that ``level`` asks for: of the rows with the tokens ``newest`` [R, 3] at ``position``.
-
-        ``state`` [D]: the last verified one. The rows enter ``cache``, behind what is there.
-        """
-        head, count = self.head, len(newest)
-        o = head.trigrams(self.lm.forward.embed(newest))[None]
-        if head.layer is not None:
-            queries, keys, values = head.layer.project(o, self._at(position, 1))
-            end = cache.expect(count, o.device)
-            cache.seen = min(-(-end // SLOTS) * SLOTS, cache.capacity)
-            keys, values = cache.row_layers[0].update(keys, values)
-            cache.lengths[0] = end
-            mask = level.mask.new_full((count, cache.seen), torch.finfo(level.mask.dtype).min)
-            mask[:, : end - level.mask.shape[1]] = 0.0
-            mask[:, end - level.mask.shape[1] : end] = level.mask
-            o = head.layer.finish(o, head.layer.level(queries, keys, values, mask))
-        z = head.fuse(step, state, o)
-        if self.shared is not None:
-            z = self.shared(z)
-        return z.topk(level.ranks, dim=-1).indices.flatten()[level.chosen]
-
-    def _at(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Rotation tables [count, 1, size] for positions from ``first`` on."""
-        end = first + count
-        if self._turns is None or end > len(self._turns[0]):
-            assert self.head.layer is not None
-            places = torch.arange(max(256, 1 << (end - 1).bit_length()), device=self.lm.device)
-            cos, sin = self.head.layer.turns(places)
-            self._turns = cos.to(self.lm.dtype), sin.to(self.lm.dtype)
-        cos, sin = self._turns
-        return cos[first:end], sin[first:end]
-
-
 class BranchDrafter(Drafter):
     """Drafts ``plan`` for one sequence; the keys and values of its verified states lie in a cache of its own."""
 
@@ -163,7 +94,7 @@ class BranchDrafter(Drafter):
     def _verified(self, states: Tensor) -> None:
         if len(states):
             self.encoder.remember(self.cache, states)
-            self.state = states[-1]
+            self.state = states[-1:]
 
     @torch.inference_mode()
     def draft(self, context: Context) -> TokenTree:
@@ -176,22 +107,7 @@ class BranchDrafter(Drafter):
             if step > 0:
                 newest = torch.cat([newest[level.above, 1:], found[-1][level.nodes, None]], dim=1)
             read = started(newest) if known + step == 1 else newest
-            found.append(self.encoder.rank(step, self.cache, self.state, read, known + step, level))
+            scores = self.encoder.scores(step, self.cache, self.state, read, known + step, level.mask)
+            found.append(scores.topk(level.ranks, dim=1).indices.flatten()[level.chosen])
         self.cache.lengths[0] = known
         return TokenTree(torch.cat(found)[self.plan.order], self.plan.shape)
-
-
-def level_seconds(encoder: Encoder) -> float:
-    """The least time that a level of four rows took, behind a text of 64 tokens."""
-    [level] = Plan(Template(((0,),)), encoder.lm).levels
-    states = torch.zeros(64, encoder.head.fit.hidden_size, dtype=encoder.lm.dtype, device=encoder.lm.device)
-    newest = torch.zeros(4, 3, dtype=torch.long, device=encoder.lm.device)
-    seconds = float("inf")
-    with torch.inference_mode():
-        for _ in range(TRIALS):
-            cache = RowCache(1, rows=1)
-            encoder.remember(cache, states)
-            began = time.perf_counter()
-            encoder.rank(0, cache, states[-1], newest, 64, level).tolist()
-            seconds = min(seconds, time.perf_counter() - began)
-    return seconds

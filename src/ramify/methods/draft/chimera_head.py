@@ -37,6 +37,7 @@ from torch.nn import functional
 from ramify.errors import RamifyError, unknown
 from ramify.methods.draft.borrowed import laws, lm_head, lm_head_weight
 from ramify.methods.draft.chimera_layer import ContextLayer
+from ramify.methods.draft.eagle_layer import along
 from ramify.methods.head import Fit, Head, Regime, sizes_of, teach
 from ramify.models.causal import CausalLM
 
@@ -144,13 +145,8 @@ class ChimeraHead(Head):
 
     def guess(self, lm: CausalLM, step: int, h: Tensor, o: Tensor) -> Tensor:
         """z [..., V] of step ``step`` (0 the first) from h and o [..., D]."""
-        z = self.fuse(step, h, o)
-        return lm_head(lm)(z.to(lm.dtype)) if self.sizes.head == "shared" else z
-
-    def fuse(self, step: int, h: Tensor, o: Tensor) -> Tensor:
-        """W^(i) [h; o] or A_i [h; o]."""
         z: Tensor = self.heads[step](torch.cat([h.expand_as(o), o], dim=-1) if self.sizes.residual else o)
-        return z
+        return lm_head(lm)(z.to(lm.dtype)) if self.sizes.head == "shared" else z
 
     def unroll(self, lm: CausalLM, hidden: Tensor, tokens: Tensor, feed: str) -> tuple[list[Tensor], list[Tensor]]:
         """z^(i) [B, N, V] and o^(i) [B, N, D] for i = 1 … K of windows: ``tokens`` [B, T], ``hidden`` h [B, T, D].
@@ -172,7 +168,7 @@ class ChimeraHead(Head):
             o = self.trigrams(lm.forward.embed(newest if step else started(newest)).float())
             if self.layer is not None and text is not None:
                 queries, *own = self.layer.project(o, self.layer.turns(places + step + 1))
-                o = self.layer.finish(o, self.layer.block(queries, text, [*branch, (own[0], own[1])]))
+                o = self.layer.finish(o, along(queries, text, [*branch, (own[0], own[1])]))
                 branch.append((own[0].detach(), own[1].detach()) if sizes.detach else (own[0], own[1]))
             z = self.guess(lm, step, h, o)
             found.append(z)

@@ -8,13 +8,12 @@ itself. The layer has Llama's shape (pre-norms, rotary positions, grouped keys, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ramify.methods.draft.eagle_layer import Norm, along
+from ramify.methods.draft.eagle_layer import Norm
 from ramify.models.fused import rotate
 
 
@@ -28,8 +27,7 @@ class ContextLayer(nn.Module):
         super().__init__()
         self.heads, self.key_heads, self.size = heads, key_heads, size // heads
         self.theta = theta
-        self.before: Norm | _Unit = Norm(size, eps=1e-6)
-        self.behind: Norm | _Unit = Norm(size, eps=1e-6)
+        self.before, self.behind = Norm(size, eps=1e-6), Norm(size, eps=1e-6)
         self.qkv = nn.Linear(size, (heads + 2 * key_heads) * self.size, bias=False)
         self.mix = nn.Linear(heads * self.size, size, bias=False)
         self.gate_up = nn.Linear(size, 2 * width, bias=False)
@@ -38,43 +36,24 @@ class ContextLayer(nn.Module):
         nn.init.zeros_(self.down.weight)
 
     def project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, K, G · N, size], keys and values [B, K, N, size] of rows x [B, N, D].
+        """Queries [B, K, G, N, size], keys and values [B, K, N, size] of rows x [B, N, D].
 
-        The G queries that share a key head stand below each other.
+        The G queries that share a key head come divided by the root of their size.
         """
         rows, count, _ = x.shape
         qkv = self.qkv(self.before(x)).view(rows, count, -1, self.size)
         turned, values = torch.split(qkv, [self.heads + self.key_heads, self.key_heads], dim=2)
         queries, keys = torch.split(rotate(turned, *turn), [self.heads, self.key_heads], dim=2)
-        queries = queries.transpose(1, 2).reshape(rows, self.key_heads, -1, self.size)
+        queries = (queries / math.sqrt(self.size)).transpose(1, 2)
+        queries = queries.reshape(rows, self.key_heads, -1, count, self.size)
         return queries, keys.transpose(1, 2), values.transpose(1, 2)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """What leaves the layer [B, N, D], from what entered it and what attention [B, K, G · N, size] gave."""
-        rows, count, _ = x.shape
-        mixed = mixed.view(rows, self.heads, count, self.size).transpose(1, 2).flatten(2)
-        x = x + self.mix(mixed)
+        """What leaves the layer [B, N, D], from what entered it and what attention [B, K, G, N, size] gave."""
+        x = x + self.mix(mixed.flatten(1, 2).transpose(1, 2).flatten(2))
         gate, up = self.gate_up(self.behind(x)).chunk(2, dim=-1)
         out: Tensor = x + self.down(functional.silu(gate) * up)
         return out
-
-    def block(self, queries: Tensor, text: tuple[Tensor, Tensor], branch: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Attention of a whole block, as in training: row j sees ``text`` up to j, and row j of each of ``branch``."""
-        grouped = queries.view(*queries.shape[:2], -1, text[0].shape[2], self.size) / math.sqrt(self.size)
-        return along(grouped, text, branch).flatten(2, 3)
-
-    def level(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Attention of the rows of one depth of a tree over a cache [B, K, S, size]; ``mask`` [N, S] is added."""
-        mask = mask.repeat(self.heads // self.key_heads, 1)
-        return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Move the norms' weights into the matrices behind them: a root mean square is then a plain length."""
-        for norm, matrix in ((self.before, self.qkv), (self.behind, self.gate_up)):
-            if isinstance(norm, Norm):
-                matrix.weight.mul_(norm.weight * len(norm.weight) ** 0.5)
-        self.before = self.behind = _Unit()
 
     def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rotation tables [N, 1, size] for ``positions`` [N]: cosines, and sines signed as ``rotate`` wants them."""
@@ -82,10 +61,3 @@ class ContextLayer(nn.Module):
         angles = positions[:, None] / self.theta**half
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([cos, cos], dim=-1)[:, None], torch.cat([-sin, sin], dim=-1)[:, None]
-
-
-class _Unit(nn.Module):
-    """Rows of length 1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.normalize(x, dim=-1)
