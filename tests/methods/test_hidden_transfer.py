@@ -22,7 +22,7 @@ from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
 from ramify.methods.draft import hidden_transfer
 from ramify.methods.draft.hidden_transfer import HiddenTransfer, Transferrer, _behind, plans, speed
-from ramify.methods.draft.hidden_transfer_head import HiddenTransferHead, Sizes, Strangers
+from ramify.methods.draft.hidden_transfer_head import HiddenTransferHead, Strangers, TransferSizes
 from ramify.methods.draft.sparse_tree import dynamic_tree
 from ramify.methods.head import Fit, load_head
 from ramify.models.calibrate import CostCurve
@@ -423,12 +423,12 @@ def test_a_head_is_saved_with_all_it_knows(tmp_path: Path):
     head.settle(model, torch.tensor([text(21, seed) for seed in range(4)]))
     head.save(tmp_path)
     found = load_head(HiddenTransferHead, tmp_path, model)
-    assert found.sizes == Sizes(layer=1, ahead=2, see_earlier=False)
+    assert found.sizes == TransferSizes(layer=1, ahead=2, see_earlier=False)
     assert all(
         torch.equal(mine, theirs)
         for mine, theirs in zip(found.state_dict().values(), head.state_dict().values(), strict=True)
     )
-    other = HiddenTransferHead(Fit(64, VOCABULARY, 2, ""), Sizes())
+    other = HiddenTransferHead(Fit(64, VOCABULARY, 2, ""), TransferSizes())
     with pytest.raises(RamifyError, match="its hidden size is 32, not 64"):
         generate(model, PROMPT, HiddenTransfer(head=other), max_new_tokens=2)
 

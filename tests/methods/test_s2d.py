@@ -25,7 +25,7 @@ from ramify.errors import RamifyError
 from ramify.methods.draft import s2d
 from ramify.methods.draft.s2d import S2D, SortedDrafter
 from ramify.methods.draft.s2d_draft import FEW, Segments
-from ramify.methods.draft.s2d_head import Sizes, SortedHead, exit_logits, proportions, sorted_loss
+from ramify.methods.draft.s2d_head import SortedHead, SortedSizes, exit_logits, proportions, sorted_loss
 from ramify.methods.draft.schedule import Schedule
 from ramify.methods.head import load_head
 from ramify.models.calibrate import CostCurve
@@ -433,7 +433,7 @@ def test_a_head_is_saved_without_what_it_shares(shared: bool, tmp_path: Path):
             weight.mul_(1.1)
     head.save(tmp_path, compact=True)
     found = load_head(SortedHead, tmp_path, model)
-    assert found.sizes == head.sizes == Sizes((1, 2), shared, head.sizes.config)
+    assert found.sizes == head.sizes == SortedSizes((1, 2), shared, head.sizes.config)
     tokens = TokenTree.chain(text(12))
     expected = Session(head.draft(model)).score(tokens).logits
     assert float((Session(found.draft(model)).score(tokens).logits - expected).abs().max() / expected.std()) < 0.1

@@ -40,7 +40,7 @@ CHUNK = 4  # windows at a time, where the head measures itself
 
 
 @dataclass(frozen=True)
-class Sizes:
+class TransferSizes:
     """``layer``: t, None for half of the layers. ``ahead``: K. ``see_earlier``, ``chain``: see above. ``bias``: b_i.
 
     ``start``: W_i begins as the "identity" or "random". ``decay``: λ. ``mse``: weight of the squared distance to the
@@ -101,9 +101,9 @@ class HiddenTransferHead(Head):
 
     method = "hidden-transfer"
     regime = Regime(steps=400, learning_rate=2e-3, through=True)
-    Sizes = Sizes
+    Sizes = TransferSizes
 
-    def __init__(self, fit: Fit, sizes: Sizes) -> None:
+    def __init__(self, fit: Fit, sizes: TransferSizes) -> None:
         super().__init__(fit, sizes)
         self.layer = fit.layers // 2 if sizes.layer is None else sizes.layer
         if not 0 <= self.layer <= fit.layers:
@@ -179,7 +179,7 @@ class HiddenTransferHead(Head):
         return self.ghosts(tuple(counts))
 
     def loss(self, lm: CausalLM, tokens: Tensor) -> Tensor:
-        sizes: Sizes = self.sizes
+        sizes: TransferSizes = self.sizes
         length = tokens.shape[1] - 1
         found = self.guess(lm, tokens[:, :-1], sizes.positions)
         depth = send(found.where.depth, tokens.device)
@@ -209,7 +209,7 @@ class HiddenTransferHead(Head):
     def _ranks(self, lm: CausalLM, tokens: Tensor) -> Tensor:
         """[2, K, ranks]: the mean share of the target's law that falls on the guess of each rank."""
         total = torch.zeros_like(self.accuracy)
-        for part in tokens.split(CHUNK):
+        for part in torch.split(tokens, CHUNK):
             found = self.guess(lm, part[:, :-1])
             depth = send(found.where.depth, part.device)
             best = found.pseudo.topk(total.shape[2], dim=-1).indices

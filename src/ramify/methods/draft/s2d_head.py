@@ -36,7 +36,7 @@ BOOKKEEPING = ("architectures", "dtype", "transformers_version", "_name_or_path"
 
 
 @dataclass(frozen=True)
-class Sizes:
+class SortedSizes:
     """``exits``: layers behind which a token may leave, the last one the draft's depth; None for the paper's
     proportions. ``shared``: embedding and LM head are the target's. ``config``: of the draft model, from the target's.
     """
@@ -85,9 +85,9 @@ class SortedHead(Head):
 
     method = "s2d"
     regime = Regime(steps=500, learning_rate=2e-3, through=True)
-    Sizes = Sizes
+    Sizes = SortedSizes
 
-    def __init__(self, fit: Fit, sizes: Sizes) -> None:
+    def __init__(self, fit: Fit, sizes: SortedSizes) -> None:
         super().__init__(fit, sizes)
         if sizes.config is None or sizes.exits is None:
             raise RamifyError("an s2d head is described by its exits and the config of its draft model")
@@ -99,7 +99,7 @@ class SortedHead(Head):
 
     @classmethod
     def new(cls, lm: CausalLM, **options: Any) -> Self:
-        exits = Sizes(options.get("exits")).exits or proportions(min(lm.layers, max(2, 3 * lm.layers // 8)))
+        exits = SortedSizes(options.get("exits")).exits or proportions(min(lm.layers, max(2, 3 * lm.layers // 8)))
         if exits[-1] > lm.layers:
             raise RamifyError(
                 f"{lm.name} has {lm.layers} layers, so its draft model cannot have an exit at {exits[-1]}"
@@ -119,7 +119,7 @@ class SortedHead(Head):
     def measure(self, lm: CausalLM, tokens: Tensor) -> dict[str, float]:
         """By exit, how often its likeliest token is the target's."""
         right = [0.0] * len(self.sizes.exits)
-        for part in tokens.split(CHUNK):
+        for part in torch.split(tokens, CHUNK):
             truth = teach(lm, part).logits.argmax(dim=-1)
             for place, logits in enumerate(exit_logits(self._as_lm(lm), part, self.sizes.exits)):
                 right[place] += float((logits.argmax(dim=-1) == truth).float().mean(dim=1).sum())
@@ -199,4 +199,5 @@ def _build(described: dict[str, Any], dtype: torch.dtype = torch.float32, attent
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(**described)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    build: Any = AutoModelForCausalLM.from_config
+    return build(config, dtype=dtype, attn_implementation=attention)
