@@ -79,7 +79,7 @@ class EagleHead(Head):
     """
 
     method = "eagle"
-    regime = Regime(steps=500, learning_rate=3e-3, through=True)
+    regime = Regime(steps=400, learning_rate=6e-3, through=True)
     Sizes = EagleSizes
 
     def __init__(self, fit: Fit, sizes: EagleSizes) -> None:

@@ -69,7 +69,7 @@ class MedusaHead(Head):
     """
 
     method = "medusa"
-    regime = Regime(steps=400, learning_rate=3e-3, through=True)
+    regime = Regime(steps=400, learning_rate=6e-3, through=True)
     Sizes = MedusaSizes
 
     def __init__(self, fit: Fit, sizes: MedusaSizes) -> None:
