@@ -153,7 +153,7 @@ def ghosts(parents: Sequence[int], kinds: Sequence[int], value: float, layer: in
 def ghosted() -> list[TokenTree]:
     """Two chains with ghosts, and one without any."""
     first = ghosts([-1, 2, 0, 4], [0, 1, 0, 1], 10.0)  # two in a row at the pending token, two at node 0
-    second = ghosts([1, -1], [0, 3], 20.0)
+    second = ghosts([1, 2, -1], [0, 1, 3], 20.0)
     return [
         TokenTree(torch.tensor([1, 2]), TreeShape.chain(2), ghosts=first),
         TokenTree.chain([1, 3]),
@@ -164,14 +164,14 @@ def ghosted() -> list[TokenTree]:
 def test_ghosts_of_all_parts_stand_beside_one_tree() -> None:
     trees = ghosted()
     merged = Merged.of(trees)
-    assert merged.rows() == [3, 1, 1, 1, 2, 3]
+    assert merged.rows() == [3, 1, 1, 1, 3, 3]
     taken = merged.take(range(len(merged)))
     assert taken.tree.tokens.tolist() == [1, 2, 3, 5, 6]
     assert taken.tree.ghosts is not None
-    assert taken.tree.ghosts.parents == (-1, 5, 0, 7, 4, -1)
-    sources = torch.zeros(6, 2)
+    assert taken.tree.ghosts.parents == (-1, 5, 0, 7, 4, 9, -1)
+    sources = torch.zeros(7, 2)
     states = taken.tree.ghosts.states(sources, torch.tensor(taken.tree.ghosts.kinds))
-    assert states[:, 0].tolist() == [10.0, 11.0, 10.0, 11.0, 20.0, 23.0]
+    assert states[:, 0].tolist() == [10.0, 11.0, 10.0, 11.0, 20.0, 21.0, 23.0]
 
 
 def test_every_part_gets_its_own_ghosts_back() -> None:
@@ -309,6 +309,21 @@ def test_a_step_without_a_draft_shows_the_parts_nothing_of_their_own() -> None:
     drafter.observe(outcome(TokenTree.empty(), []))
     assert [seen.mine for seen in parts[0].seen] == [[0, 1, 2], [0], [0]]
     assert Taken.nothing(2).places(outcome(TokenTree.empty(), [])) == {-1: 0}
+
+
+def test_text_that_is_read_along_stands_before_the_draft() -> None:
+    drafter, parts = parallel([TokenTree.chain([1, 2]), TokenTree.chain([1, 3])], nodes=3)
+    tree = drafter.draft(context())
+    whole = tree.rooted(9).rooted(1).rooted(7)  # 7 and 1 were committed without the model; 9 is pending
+    seen = Outcome(whole, torch.zeros(6, 10), [0, 1, 2, 3, 5], [1, 9, 1, 3, 8], mine=[0, 3, 4, 5])
+    drafter.observe(seen)
+    assert [part.seen[0].mine for part in parts] == [[0, 3, 4], [0, 3, 5]]
+    assert [part.seen[0].accepted for part in parts] == [1, 2]
+    counts = drafter.usefulness.counts
+    agreed, second = counts[0, 2, 0, 0, 2], counts[1, 2, 1, 0, 1]
+    assert agreed == (WEIGHT * FIRST + 1, WEIGHT + 1)  # judged by what came after the pending token
+    assert second == (WEIGHT * FIRST + 1, WEIGHT + 1)
+    assert counts[0, 2, 1, 0, 1] == (WEIGHT * FIRST, WEIGHT + 1)
 
 
 def test_inside_an_assistant_that_is_set_back() -> None:
