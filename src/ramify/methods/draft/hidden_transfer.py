@@ -58,7 +58,7 @@ BUDGETS = (4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 50, 60, 80, 105, 130)
 )
 @dataclass(frozen=True)
 class HiddenTransfer(DraftMethod):
-    """Pseudo states of the next positions join the tree at a middle layer and guess the next draft in the same pass.
+    """Pseudo states of later positions join the pass at a middle layer and guess the next draft.
 
     ``head``: the trained maps, a folder that ``ramify train hidden-transfer`` made; None for the demo model's own.
     ``budget``: nodes and their pseudo steps in a pass, without the pending token and its own (0: draft nothing); None
