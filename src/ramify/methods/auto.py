@@ -31,6 +31,7 @@ from ramify.models.causal import CausalLM
     family="draft",
     needs=("logits",),
     lossless=True,
+    stable=False,
 )
 @dataclass(frozen=True)
 class Auto(DraftMethod):

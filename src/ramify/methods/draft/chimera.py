@@ -62,6 +62,7 @@ SIZES = (2, 3, 5, 7, 11, 15, 19, 23, 31)
     family="draft",
     needs=("logits", "hidden states", "training"),
     lossless=True,
+    stable=False,
 )
 @dataclass(frozen=True)
 class Chimera(DraftMethod):

@@ -58,6 +58,7 @@ LARGEST = 63  # nodes of a tree that sizes itself
     family="draft",
     needs=("logits", "hidden states", "training"),
     lossless=True,
+    stable=False,
 )
 @dataclass(frozen=True)
 class Eagle(DraftMethod):

@@ -55,6 +55,7 @@ BUDGETS = (4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 50, 60, 80, 105, 130)
     family="draft",
     needs=("logits", "hidden states", "training"),
     lossless=True,
+    stable=False,
 )
 @dataclass(frozen=True)
 class HiddenTransfer(DraftMethod):

@@ -64,6 +64,7 @@ TRUST = Rule(trust, False, "accept the whole chain unseen (LUD)")
     family="draft",
     needs=("logits", "training"),
     lossless=False,
+    stable=False,
 )
 @dataclass(frozen=True)
 class LUD(DraftMethod):

@@ -58,6 +58,7 @@ PUBLISHED = Template(tuple(tuple(map(int, node)) for node in MC_SIM_7B_63.split(
     family="draft",
     needs=("logits", "hidden states", "training"),
     lossless=True,
+    stable=False,
 )
 @dataclass(frozen=True)
 class Medusa(DraftMethod):

@@ -52,6 +52,7 @@ BUDGETS = (2, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32, 40, 50, 60, 80, 105)
     family="draft",
     needs=("logits", "training"),
     lossless=True,
+    stable=False,
 )
 @dataclass(frozen=True)
 class Ppd(DraftMethod):

@@ -56,6 +56,7 @@ SURE = 0.5  # default threshold
     family="draft",
     needs=("logits", "training"),
     lossless=True,
+    stable=False,
 )
 @dataclass(frozen=True)
 class S2D(DraftMethod):

@@ -48,6 +48,7 @@ from ramify.models.causal import CausalLM
     family="draft",
     needs=("logits",),
     lossless=True,
+    stable=False,
 )
 @dataclass(frozen=True)
 class HierSpec(DraftMethod):

@@ -50,6 +50,7 @@ SPIKE = 3.0
     family="draft",
     needs=("logits",),
     lossless=True,
+    stable=False,
 )
 @dataclass(frozen=True)
 class Switched(DraftMethod):

@@ -50,6 +50,7 @@ FIXED = 0.15  # what a step takes beside its pass, in units of a plain pass: dra
     family="draft",
     needs=("logits",),
     lossless=True,
+    stable=False,
 )
 @dataclass(frozen=True)
 class Union(DraftMethod):
