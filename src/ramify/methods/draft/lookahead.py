@@ -15,8 +15,9 @@ N − 2 steps fill the levels above it. Blank columns get random tokens of the t
 Exact for every target law, since the engine verifies by matching (the paper's rule for sampling has the same law). The
 window is greedy even under sampling, as published. Paper and official code disagree; ours beside them:
 
-* ``advance="one"`` moves the window by one column, whatever was accepted: the code's default, and the better one here.
-  "accepted" keeps every column at its position, so that a accepted tokens cost it a more columns, as the paper tells.
+* ``advance="one"`` moves the window by one column, whatever was accepted: the code's default, better here in greedy
+  text and as good when sampled. "accepted" keeps every column at its position, so that a accepted tokens cost it a more
+  columns, as the paper tells.
 * all nodes are verified, the window's too, and already while it fills; equal paths are one node, so steps are smaller.
   A guess that is right to its end commits N tokens (N − 1 in the code).
 * ``seed_from_prompt`` enters all n-grams of the text, prompt included (POOL_FROM_PROMPT in the code, off as there).
