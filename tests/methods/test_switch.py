@@ -112,6 +112,13 @@ def test_it_comes_back_when_the_text_changes() -> None:
     assert play.switch.rest == REST  # having paid for a while, the next rest is short again
 
 
+def test_every_trial_is_judged_by_itself() -> None:
+    play = Play(slow=3.0, tokens=2)
+    play.steps(3 * TRIAL + REST + 2 * REST + 1)  # three trials that failed
+    play.tokens = 4  # pays, though not together with what was before
+    assert play.steps(700).endswith("d" * 300)
+
+
 def test_it_goes_off_when_the_text_changes() -> None:
     play = Play(slow=1.5, tokens=4)
     assert play.steps(100) == "d" * 100
