@@ -181,24 +181,35 @@ def test_the_cache_holds_verified_states_only():
         tokens = tokens + committed
         made.observe(Outcome(drafted, scores.logits[0], path, committed, {-1: scores.hidden[-1][0]}))
     fresh = drafter(head, model, TREE, tokens)
+    assert made.known == fresh.known == len(tokens) - 1
+    assert made.draft(context(tokens)).tokens.tolist() == fresh.draft(context(tokens)).tokens.tolist()
     assert made.cache.lengths == fresh.cache.lengths == [len(tokens) - 1]
     size = len(tokens) - 1
     torch.testing.assert_close(
         made.cache.row_layers[0].keys[:, :, :size], fresh.cache.row_layers[0].keys[:, :, :size], atol=1e-5, rtol=1e-5
     )
-    assert made.draft(context(tokens)).tokens.tolist() == fresh.draft(context(tokens)).tokens.tolist()
 
 
-def test_what_is_taken_back_is_read_anew():
+@pytest.mark.parametrize("drafts", [True, False])
+@pytest.mark.parametrize("length", [6, 12])
+def test_what_is_taken_back_is_read_anew(length: int, drafts: bool):
+    """From within what was read, or within what a step added; with or without a draft since."""
     model = lm("llama")
     head = new(model)
     tokens = text(12, 5)
     made = drafter(head, model, TREE, tokens)
-    made.draft(context(tokens))
-    other = [*tokens[:6], *text(5, 6)]
-    made.rewind(6)
-    assert len(made.draft(context(other[:7])).tokens) == 0  # the last state is not known
-    made.observe_prompt(other[6:-1], None, {-1: states(model, torch.tensor([other[:-1]]))[0, 6:]})
+    tree = made.draft(context(tokens)).rooted(tokens[-1])
+    tokens = [*tokens, *tree.tokens[[1, 3]].tolist(), 5]
+    hidden = states(model, torch.tensor([tokens[:-1]]))[0, 11:]
+    made.observe(Outcome(tree, torch.zeros(11, 96), [0, 1, 2], tokens[-3:], {-1: hidden}))
+    assert made.known == 14
+    if drafts:
+        made.draft(context(tokens))
+    other = [*tokens[:length], *text(5, 6)]
+    made.rewind(length)
+    assert made.known == length
+    assert len(made.draft(context(other[: length + 1])).tokens) == 0  # the last state is not known
+    made.observe_prompt(other[length:-1], None, {-1: states(model, torch.tensor([other[:-1]]))[0, length:]})
     fresh = drafter(head, model, TREE, other)
     assert made.draft(context(other)).tokens.tolist() == fresh.draft(context(other)).tokens.tolist()
 
@@ -311,7 +322,7 @@ def test_size_and_depth_follow_the_cost_curve(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(chimera_module, "calibrate", lambda _: curve)
     every = [Template.likeliest([[0.8]] * depth, 9) for depth in range(1, 5)]
     for level, depth in ((0.0, 4), (0.3, 3), (0.9, 0)):
-        monkeypatch.setattr(chimera_module, "level_seconds", lambda _, level=level: level)
+        monkeypatch.setattr(chimera_module, "level_beside_pass", lambda _, level=level: level)
         assert len(chimera_module.fastest(encoder, every).ranks) == depth
         method = Chimera(head=head)
         drafted = generate(model, text(8), method, max_new_tokens=9).steps[0][0].tree

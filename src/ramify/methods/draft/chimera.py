@@ -35,7 +35,7 @@ from ramify.engine.request import Request
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import DraftMethod
 from ramify.methods.draft.chimera_draft import BranchDrafter, Plan
-from ramify.methods.draft.chimera_encoder import Encoder, level_seconds
+from ramify.methods.draft.chimera_encoder import Encoder, level_beside_pass
 from ramify.methods.draft.chimera_head import ChimeraHead
 from ramify.methods.draft.template import Template
 from ramify.methods.head import load_head
@@ -111,9 +111,10 @@ class Chimera(DraftMethod):
 def fastest(encoder: Encoder, templates: list[Template]) -> Template:
     """The template with the most expected tokens per second, drafting included; empty when none beats plain decoding.
 
-    Every level takes one call of the encoder, whose time is measured here and now.
+    Every level takes one call of the encoder, whose time beside a plain step is measured here and now.
     """
-    curve, level = calibrate(encoder.lm), level_seconds(encoder)
+    curve = calibrate(encoder.lm)
+    level = curve.cost(1) * level_beside_pass(encoder)
     best, speed = Template(()), 1.0 / curve.cost(1)
     for template in templates:
         size = len(template.ranks)

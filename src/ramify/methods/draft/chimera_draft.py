@@ -77,37 +77,51 @@ class BranchDrafter(Drafter):
         self.encoder, self.plan = encoder, plan
         self.cache = RowCache(1, rows=1)
         self.state: Tensor | None = None
+        self.unread: list[Tensor] = []  # verified states that are not in the cache yet
+
+    @property
+    def known(self) -> int:
+        """How many tokens' states are known: all but the pending one's."""
+        return self.cache.lengths[0] + sum(map(len, self.unread))
 
     @torch.inference_mode()
     def observe_prompt(self, tokens: list[int], logits: Tensor | None, hidden: Mapping[int, Tensor]) -> None:
-        self._verified(hidden[-1])
+        if self.plan.levels:
+            self._verified(hidden[-1])
+            self.encoder.remember(self.cache, torch.cat(self.unread))
+            self.unread = []
 
     @torch.inference_mode()
     def observe(self, outcome: Outcome) -> None:
-        self._verified(outcome.hidden[-1][list(outcome.path)])
-
-    def rewind(self, length: int) -> None:
-        if length < self.cache.lengths[0]:
-            self.cache.lengths[0] = length
-            self.state = None
+        if self.plan.levels:
+            self._verified(outcome.hidden[-1][list(outcome.path)])
 
     def _verified(self, states: Tensor) -> None:
-        if len(states):
-            self.encoder.remember(self.cache, states)
-            self.state = states[-1:]
+        self.unread.append(states)
+        self.state = states[-1:]
+
+    def rewind(self, length: int) -> None:
+        if length < self.known:
+            kept = max(0, length - self.cache.lengths[0])
+            self.unread = [torch.cat(self.unread)[:kept]] if kept else []
+            self.cache.lengths[0] = min(length, self.cache.lengths[0])
+            self.state = None
 
     @torch.inference_mode()
     def draft(self, context: Context) -> TokenTree:
         if self.state is None or not self.plan.levels:
             return TokenTree.empty()
-        known, first = self.cache.lengths[0], context.tokens[0]
+        known, first = self.known, context.tokens[0]
         newest = send(torch.tensor([[first, first, *context.tokens[-3:]][-3:]]), self.state.device)
+        text = torch.cat(self.unread) if self.unread else None
+        self.unread = []
         found: list[Tensor] = []
         for step, level in enumerate(self.plan.levels):
             if step > 0:
                 newest = torch.cat([newest[level.above, 1:], found[-1][level.nodes, None]], dim=1)
+                text = None
             read = started(newest) if known + step == 1 else newest
-            scores = self.encoder.scores(step, self.cache, self.state, read, known + step, level.mask)
+            scores = self.encoder.scores(step, self.cache, self.state, read, known + step, level.mask, text)
             found.append(scores.topk(level.ranks, dim=1).indices.flatten()[level.chosen])
         self.cache.lengths[0] = known
         return TokenTree(torch.cat(found)[self.plan.order], self.plan.shape)

@@ -8,21 +8,22 @@ in a dictionary, by trigram).
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ramify.engine.session import Session
+from ramify.engine.tree import TokenTree
 from ramify.methods.draft.borrowed import lm_head, product
 from ramify.methods.draft.chimera_head import ChimeraHead
 from ramify.methods.draft.chimera_layer import ContextLayer
+from ramify.methods.draft.eagle_pace import relative
 from ramify.models.cache import RowCache
 from ramify.models.causal import CausalLM
 from ramify.models.fused import SLOTS, rotate
 
 TABLE = 1 << 26  # bytes that looked-up products may take
-TRIALS = 12
+TEXT = 64  # tokens behind which a level is timed
 
 
 class Encoder:
@@ -40,29 +41,42 @@ class Encoder:
         """Append the keys and values of verified states [n, D] to ``cache``."""
         begin, count = cache.lengths[0], len(states)
         if self.layer is not None:
-            _, keys, values = self.layer.project(states, begin, count)
+            _, keys, values = self.layer.project(states, begin, count, 0)
             cache.expect(count, states.device)
             cache.row_layers[0].update(keys, values)
         cache.lengths[0] = begin + count
 
-    def scores(self, step: int, cache: RowCache, state: Tensor, newest: Tensor, position: int, own: Tensor) -> Tensor:
+    def scores(
+        self,
+        step: int,
+        cache: RowCache,
+        state: Tensor,
+        newest: Tensor,
+        position: int,
+        own: Tensor,
+        text: Tensor | None = None,
+    ) -> Tensor:
         """What head ``step`` scores [R, V] behind rows with the last three tokens ``newest`` [R, 3] at ``position``.
 
         ``state`` [1, D]: the last verified one. ``own`` [R, rows of the draft so far], added to attention: 0 on a row's
-        own branch. The rows enter ``cache``, behind what is there.
+        own branch. The rows enter ``cache``, behind what is there; before a single row, so do the verified states
+        ``text`` [n, D], in the same product.
         """
         o = self.trigrams(newest)
         if self.layer is not None:
-            queries, keys, values = self.layer.project(o, position, 1)
-            end = cache.expect(len(o), o.device)
+            rows = o if text is None else torch.cat([text, o])
+            read = len(rows) - len(o)
+            queries, keys, values = self.layer.project(rows, position - read, read + 1, len(o))
+            end = cache.expect(len(rows), o.device)
             cache.seen = min(-(-end // SLOTS) * SLOTS, cache.capacity)
             keys, values = cache.row_layers[0].update(keys, values)
-            cache.lengths[0] = end
             mask = own.new_full((len(o), cache.seen), torch.finfo(own.dtype).min)
             mask[:, : end - own.shape[1]] = 0.0
             mask[:, end - own.shape[1] : end] = own
             o = self.layer.finish(o, queries, keys, values, mask)
-        z: Tensor = self.fuse[step](torch.cat([state.expand_as(o), o], dim=1) if self.sizes.residual else o)
+        cache.lengths[0] += len(o) + (0 if text is None else len(text))
+        state = state.expand_as(o)
+        z: Tensor = self.fuse[step](torch.cat([state, o], dim=1) if self.sizes.residual else o)
         return z if self.shared is None else self.shared(z)
 
 
@@ -105,17 +119,17 @@ class _Layer:
         self.mix, self.down = product(lm, layer.mix), product(lm, layer.down)
         self.tables: tuple[Tensor, Tensor] | None = None
 
-    def project(self, x: Tensor, first: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [1, K, G · N, size], keys and values [1, K, N, size] of rows x [N, D].
+    def project(self, x: Tensor, first: int, count: int, asking: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [1, K, G · ``asking``, size] of the last rows, keys and values [1, K, N, size] of all rows x [N, D].
 
-        The rows are at the positions from ``first`` on, or all at ``first`` if ``count`` is 1. The G queries that share
-        a key head stand below each other.
+        The rows are at the ``count`` positions from ``first`` on, or all at ``first`` if that is 1. The G queries that
+        share a key head stand below each other.
         """
         heads, groups = self.layer.heads, self.layer.key_heads
         qkv = self.qkv(functional.normalize(x, dim=1)).view(len(x), -1, self.layer.size)
         turned, values = torch.split(qkv, [heads + groups, groups], dim=1)
         queries, keys = torch.split(rotate(turned, *self._turns(first, count)), [heads, groups], dim=1)
-        queries = queries.transpose(0, 1).reshape(1, groups, -1, self.layer.size)
+        queries = queries[len(x) - asking :].transpose(0, 1).reshape(1, groups, -1, self.layer.size)
         return queries, keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
 
     def finish(self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -145,16 +159,16 @@ def _behind(norm: nn.RMSNorm, layer: nn.Linear) -> nn.Linear:
     return folded
 
 
-def level_seconds(encoder: Encoder) -> float:
-    """The least time that a level of four rows took, behind a text of 64 tokens."""
-    states = torch.ones(64, encoder.fit.hidden_size, dtype=encoder.lm.dtype, device=encoder.lm.device)
-    newest = torch.zeros(4, 3, dtype=torch.long, device=encoder.lm.device)
-    seconds = float("inf")
-    with torch.inference_mode():
-        for _ in range(TRIALS):
-            cache = RowCache(1, rows=1)
-            encoder.remember(cache, states)
-            began = time.perf_counter()
-            encoder.scores(0, cache, states[-1:], newest, 64, states.new_zeros(4, 4)).topk(4).indices.tolist()
-            seconds = min(seconds, time.perf_counter() - began)
-    return seconds
+@torch.inference_mode()
+def level_beside_pass(encoder: Encoder) -> float:
+    """What a level of four rows costs in units of the target's plain step, each run after the other."""
+    lm, cache, session = encoder.lm, RowCache(1, rows=1), Session(encoder.lm)
+    states = torch.ones(TEXT, encoder.fit.hidden_size, dtype=lm.dtype, device=lm.device)
+    newest = torch.zeros(4, 3, dtype=torch.long, device=lm.device)
+    encoder.remember(cache, states)
+
+    def level() -> None:
+        encoder.scores(0, cache, states[-1:], newest, TEXT, states.new_zeros(4, 4)).topk(4).indices.tolist()
+        cache.lengths[0] = TEXT
+
+    return relative(level, lambda: session.score(TokenTree.chain([0])).logits.argmax(dim=-1).tolist())
