@@ -89,12 +89,13 @@ def run(
     small = letter_lm(steps=letter_steps, seed=seed)
     text = torch.tensor(letters(library_files()[1], 50_000, seed))
     windows = text.unfold(0, CONTEXT + 1, CONTEXT)[:32]
+    quality = nats(small, windows)
     lm = load(model, dtype="float32")
     asked = held_out_prompts(prompts, seed=seed)
     tables = [
         Table(
-            f"Characters, model of {parameters(small.model)} parameters ({nats(small, windows):.2f} nats a held-out "
-            f"one): {steps} steps, chain of three guesses",
+            f"Characters, model of {parameters(small.model)} parameters ({quality:.2f} nats a held-out one): {steps} steps, "
+            "chain of three guesses",
             training(small, windows, steps, settings),
         ),
         Table(f"Characters: {ablation_steps} steps each", ablations(small, windows, ablation_steps, settings)),
