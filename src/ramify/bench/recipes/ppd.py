@@ -94,8 +94,8 @@ def run(
     asked = held_out_prompts(prompts, seed=seed)
     tables = [
         Table(
-            f"Characters, model of {parameters(small.model)} parameters ({quality:.2f} nats a held-out one): {steps} steps, "
-            "chain of three guesses",
+            f"Characters, model of {parameters(small.model)} parameters ({quality:.2f} nats a held-out one): "
+            f"{steps} steps, chain of three guesses",
             training(small, windows, steps, settings),
         ),
         Table(f"Characters: {ablation_steps} steps each", ablations(small, windows, ablation_steps, settings)),
