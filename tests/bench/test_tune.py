@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ramify.api import generate
 from ramify.bench import forecast
 from ramify.bench import tune as module
 from ramify.bench.comparison import Comparison
-from ramify.bench.forecast import Run, usual
+from ramify.bench.forecast import Passes, Run, usual
 from ramify.bench.prompts import Prompt
 from ramify.bench.rows import Spread
 from ramify.bench.tune import Search, drafters, tune
@@ -26,7 +25,8 @@ from ramify.models.calibrate import CostCurve
 
 CURVE = CostCurve("made up", [1, 8, 16, 32, 64], [1.0, 1.1, 1.5, 2.5, 5.0])
 PROMPTS = [Prompt("1", "def walk(path):\n    "), Prompt("2", "abcabcabc")]
-PLAIN = Run(100, Counter({1: 100}), scoring=120.0, verifying=10.0, rest=20.0)
+PLAIN = Run(100, {1: [1.2] * 100}, verifying=10.0, rest=20.0)
+SLOWER = Passes(CURVE, 1.2)
 
 
 @pytest.fixture(autouse=True)
@@ -35,24 +35,36 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def giving(tokens_per_call: float, rows: int, own: float = 0.0) -> Run:
+    """A run whose passes take 1.2 times what the curve says."""
     calls = round(100 / tokens_per_call)
-    return Run(100, Counter({rows: calls}), drafting=own, verifying=10.0, scoring=1.0, rest=20.0)
+    return Run(100, {rows: [1.2 * CURVE.cost(rows)] * calls}, drafting=own, verifying=10.0, rest=20.0)
 
 
 # Expectations
 
 
 def test_speed_is_tokens_over_passes_own_work_and_the_rest() -> None:
-    run = Run(300, Counter({8: 50, 16: 50}), drafting=5.0, verifying=15.0, scoring=999.0, rest=10.0)
+    run = Run(300, {8: [9.0] * 50, 16: [9.0] * 50}, drafting=5.0, verifying=15.0, rest=10.0)
     assert (run.calls, run.tokens_per_call, run.rows_per_call) == (100, 3.0, 12.0)
-    assert run.passing(CURVE) == pytest.approx(50 * 1.1 + 50 * 1.5)
-    assert run.speed(CURVE, scale=1.2) == pytest.approx(300 / (1.2 * 130 + 20 + 10))
-    assert run.share(CURVE, scale=1.2) == pytest.approx(20 / (20 + 156))
+    assert run.passing(SLOWER) == pytest.approx(1.2 * (50 * 1.1 + 50 * 1.5))
+    assert run.speed(SLOWER) == pytest.approx(300 / (1.2 * 130 + 20 + 10))
+    assert run.share(SLOWER) == pytest.approx(20 / (20 + 156))
 
 
-def test_plain_decoding_sets_the_scale_and_is_predicted_as_measured() -> None:
-    assert PLAIN.scale(CURVE) == pytest.approx(1.2)
-    assert PLAIN.speed(CURVE, PLAIN.scale(CURVE)) == pytest.approx(100 / 150)
+def test_plain_decoding_alone_sets_the_level_and_is_predicted_as_measured() -> None:
+    passes = Passes.of(CURVE, [PLAIN])
+    assert (passes.level, passes.slope) == pytest.approx((1.2, 0.0))
+    assert PLAIN.speed(passes) == pytest.approx(100 / 150)
+
+
+def test_passes_are_fitted_to_all_runs_together() -> None:
+    runs = [
+        Run(1, {rows: [factor * CURVE.cost(rows)] * 9 + [99.0] for rows, factor in ((1, 1.1), (8, 1.25))}),
+        Run(1, {32: [1.35 * CURVE.cost(32)] * 7, 64: [1.4 * CURVE.cost(64)]}),
+    ]
+    passes = Passes.of(CURVE, runs)
+    assert (passes.level, passes.slope) == pytest.approx((1.1, 0.05))
+    assert passes.seconds(16) == pytest.approx(1.3 * 1.5)
 
 
 def test_spikes_do_not_count() -> None:
@@ -71,7 +83,7 @@ def test_a_run_counts_what_happened() -> None:
     assert run.tokens == 24
     assert run.calls == sum(result.stats.target_calls for result in results)
     assert run.rows_per_call * run.calls == pytest.approx(sum(result.stats.row_steps for result in results))
-    assert min(run.drafting, run.verifying, run.scoring, run.rest) > 0.0
+    assert min(run.drafting, run.verifying, run.rest, *(min(times) for times in run.passes.values())) > 0.0
 
 
 def test_the_clock_is_that_of_the_processor_for_one_thread() -> None:
@@ -123,9 +135,9 @@ def test_the_best_are_tried_at_other_sizes_and_together(monkeypatch: pytest.Monk
         },
     )
     found.try_all(["suffix", "token-recycling", "prompt-lookup", "lookahead"])
-    assert "token-recycling:nodes=64" in found.candidates
-    assert not any(spec.startswith("lookahead:") or "lookahead" in spec[9:] for spec in found.candidates)
-    assert "union:methods=(suffix+token-recycling+prompt-lookup)" in found.candidates
+    assert "token-recycling:nodes=64" in found.runs
+    assert not any(spec.startswith("lookahead:") or "lookahead" in spec[9:] for spec in found.runs)
+    assert "union:methods=(suffix+token-recycling+prompt-lookup)" in found.runs
     ranked = found.finalists()
     assert ranked == [
         "union:methods=(suffix+token-recycling+prompt-lookup)",
@@ -147,7 +159,7 @@ def test_a_part_that_adds_nothing_ends_the_union(monkeypatch: pytest.MonkeyPatch
         },
     )
     found.try_all(["suffix", "prompt-lookup", "aded"])
-    assert not any(spec.count("+") == 2 for spec in found.candidates)
+    assert not any(spec.count("+") == 2 for spec in found.runs)
 
 
 def test_what_cannot_be_built_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +169,7 @@ def test_what_cannot_be_built_is_left_out_with_its_reason(monkeypatch: pytest.Mo
     assert "needs a model" in found.left_out["assistant"]
     assert "there is no medusa head" in found.left_out["medusa"]
     assert "is no lossless draft method" in found.left_out["lud"]
-    assert "suffix" in found.candidates
+    assert "suffix" in found.runs
 
 
 def test_the_catalogue_is_what_is_tried() -> None:
@@ -191,10 +203,10 @@ def tuning(best: bool = True) -> Tuning:
         "suffix": giving(2.0, 8),
         "union:methods=(suffix+token-recycling+prompt-lookup)": giving(1.9, 16),
     }
-    candidates = [Candidate(spec, run, run.speed(CURVE, 1.2)) for spec, run in runs.items()]
+    candidates = [Candidate(spec, run, run.speed(SLOWER)) for spec, run in runs.items()]
     where = {"name": "demo", "dtype": "float32", "forward": "fused"}
     return Tuning(
-        where, {}, "CPU time", 0.7, 2, CURVE, PLAIN, 1.2, candidates, {"assistant": "needs a model"}, [chosen],
+        where, {}, "CPU time", 0.7, 2, SLOWER, PLAIN, candidates, {"assistant": "needs a model"}, [chosen],
         chosen if best else None, comparison,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ramify.api import prepare
 from ramify.bench.compare import compare
-from ramify.bench.forecast import CPU, Run, clock, run
+from ramify.bench.forecast import CPU, Passes, Run, clock, run
 from ramify.bench.measure import machine
 from ramify.bench.prompts import Prompt
 from ramify.bench.tuning import Candidate, Measured, Tuning, family
@@ -78,7 +78,7 @@ def tune(
     for spec, row in zip(chosen, timed.rows[1:], strict=True):
         ratio = row.cpu_ratio if clock(lm) == CPU else row.ratio
         if ratio is not None:
-            measured.append(Measured(spec, search.candidates[spec].speed / search.base, ratio))
+            measured.append(Measured(spec, search.speed(spec) / search.base, ratio))
     best = max(measured, key=lambda each: each.ratio.median, default=None)
     if best is not None and best.ratio.median <= 1.0:
         best = None
@@ -88,10 +88,9 @@ def tune(
         clock=clock(lm),
         temperature=temperature,
         prompts=len(asked),
-        curve=search.curve,
+        passes=search.passes,
         plain=search.plain,
-        scale=search.scale,
-        candidates=sorted(search.candidates.values(), key=lambda each: -each.speed),
+        candidates=[Candidate(spec, search.runs[spec], search.speed(spec)) for spec in search.ranked()],
         left_out=search.left_out,
         measured=measured,
         best=best,
@@ -105,25 +104,37 @@ def tune(
 
 @dataclass
 class Search:
-    """The candidates tried so far, by their spec; all on the same prompts and settings."""
+    """The methods tried so far, by their spec; all on the same prompts and settings."""
 
     lm: CausalLM
     prompts: Sequence[Prompt]
     settings: dict[str, Any]
     seed: int
     say: Progress
-    candidates: dict[str, Candidate] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.say("timing forward passes")
-        self.curve = calibrate(self.lm, refresh=True)
+        curve = calibrate(self.lm, refresh=True)
         self.say("plain decoding")
         base = build_spec("sample" if self.settings["do_sample"] else "greedy")
-        run(self.lm, base, self.prompts[:1], self.seed, **self.settings)  # not timed: everything is slower once
-        self.plain: Run = run(self.lm, base, self.prompts, self.seed, **self.settings)
-        self.scale = self.plain.scale(self.curve)
-        self.base = self.plain.speed(self.curve, self.scale)
+        run(self.lm, base, self.prompts[:1], self.seed, **self.settings)  # not counted: everything is slower once
+        self.plain = run(self.lm, base, self.prompts, self.seed, **self.settings)
+        self.passes = Passes.of(curve, [self.plain])
+
+    @property
+    def base(self) -> float:
+        """Tokens per second to expect of plain decoding."""
+        return self.plain.speed(self.passes)
+
+    def speed(self, spec: str) -> float:
+        """Tokens per second to expect, by all that is known so far; 0 for what could not run."""
+        return self.runs[spec].speed(self.passes) if spec in self.runs else 0.0
+
+    def ranked(self) -> list[str]:
+        """What was tried, the fastest first."""
+        return sorted(self.runs, key=self.speed, reverse=True)
 
     def try_all(self, methods: Sequence[str] | None) -> None:
         """All singles, the best ones at other sizes, and unions of them."""
@@ -132,46 +143,45 @@ class Search:
         singles = self.leaders()
         for single in singles:
             for size in SIZES:
-                self.run(sized(single.spec, size))
-        self.unite([single.spec for single in singles])
+                self.run(sized(single, size))
+        self.unite(singles)
 
-    def run(self, spec: str) -> Candidate | None:
-        """Try ``spec`` once; None, and a reason in ``left_out``, where it cannot be built or run here."""
-        if spec not in self.candidates and spec not in self.left_out:
-            try:
-                method = build_spec(spec)
-                self._check(method)
-                self.say(spec)
-                found = run(self.lm, method, self.prompts, self.seed, **self.settings)
-                self.candidates[spec] = Candidate(spec, found, found.speed(self.curve, self.scale))
-            except (RamifyError, TypeError) as error:  # TypeError: an option that has no default
-                self.left_out[spec] = first_line(error)
-        return self.candidates.get(spec)
+    def run(self, spec: str) -> None:
+        """Try ``spec``, once; a reason is ``left_out`` where it cannot be built or run here."""
+        if spec in self.runs or spec in self.left_out:
+            return
+        try:
+            method = build_spec(spec)
+            self._check(method)
+            self.say(spec)
+            self.runs[spec] = run(self.lm, method, self.prompts, self.seed, **self.settings)
+        except (RamifyError, TypeError) as error:  # TypeError: an option that has no default
+            self.left_out[spec] = first_line(error)
+            return
+        self.passes = Passes.of(self.passes.curve, [self.plain, *self.runs.values()])
 
-    def leaders(self) -> list[Candidate]:
-        """The candidates that are not far behind the best one, best first."""
-        ranked = sorted(self.candidates.values(), key=lambda each: -each.speed)
-        return [each for each in ranked if each.speed >= CLOSE * ranked[0].speed][:MOST]
+    def leaders(self) -> list[str]:
+        """Those that are not far behind the best one, best first."""
+        ranked = self.ranked()
+        return [spec for spec in ranked if self.speed(spec) >= CLOSE * self.speed(ranked[0])][:MOST]
 
     def unite(self, singles: Sequence[str]) -> None:
         """Unions that begin with the best single, each time with the part that helps most, while one does."""
-        parts, rest = list(singles[:1]), [spec for spec in singles if _matches(spec)]
-        if not parts or not _matches(parts[0]):
-            return
-        speed = self.candidates[parts[0]].speed
-        while True:
-            tried = {spec: self.run(_union([*parts, spec])) for spec in rest if spec not in parts}
-            speeds = {spec: candidate.speed for spec, candidate in tried.items() if candidate is not None}
-            best = max(speeds, key=lambda spec: speeds[spec], default=None)
-            if best is None or speeds[best] < GAIN * speed:
+        united = [spec for spec in singles if _matches(spec)]
+        parts, best = united[:1], "".join(united[:1])
+        while len(parts) < len(united):
+            tried = {union([*parts, spec]): spec for spec in united if spec not in parts}
+            for spec in tried:
+                self.run(spec)
+            fastest = max(tried, key=self.speed)
+            if self.speed(fastest) < GAIN * self.speed(best):
                 return
-            parts.append(best)
-            speed = speeds[best]
+            parts, best = [*parts, tried[fastest]], fastest
 
     def finalists(self) -> list[str]:
-        """The specs with the most expected tokens per second, of each method the best size; a single one among them."""
-        ranked = sorted(self.candidates.values(), key=lambda each: -each.speed)
-        best = list({family(each.spec): each.spec for each in reversed(ranked)}.values())[::-1]
+        """Those with the most expected tokens per second, of each method the best size; a single one among them."""
+        ranked = self.ranked()
+        best = list({family(spec): spec for spec in reversed(ranked)}.values())[::-1]
         single = next((spec for spec in best if not isinstance(build_spec(spec), COMPOSITIONS)), None)
         chosen = best[:FINALISTS]
         return chosen if single is None or single in chosen else [*chosen[:-1], single]
@@ -206,5 +216,6 @@ def _matches(spec: str) -> bool:
     return isinstance(method, DraftMethod) and method.rule.function is match
 
 
-def _union(parts: Sequence[str]) -> str:
+def union(parts: Sequence[str]) -> str:
+    """The union of ``parts``, sized by itself."""
     return f"union:methods=({'+'.join(parts)})"

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ramify.bench.chart import Chart
 from ramify.bench.comparison import Comparison
-from ramify.bench.forecast import Run
+from ramify.bench.forecast import Passes, Run
 from ramify.bench.rows import Spread
-from ramify.models.calibrate import CostCurve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,10 +45,10 @@ class Measured:
 class Tuning:
     """What tuning found.
 
-    ``clock``: what all seconds but the curve's are. ``temperature``: None for greedy text. ``scale``: how much longer
-    passes take in the midst of plain decoding than the curve's least. ``candidates``: all that were tried, best first.
-    ``left_out``: why others were not. ``measured``: the finalists, timed in turn with plain decoding in ``comparison``.
-    ``best``: the fastest of them, None where plain decoding is.
+    ``clock``: what all seconds but the curve's are. ``temperature``: None for greedy text. ``passes``: what a pass is
+    expected to take. ``candidates``: all that were tried, best first. ``left_out``: why others were not. ``measured``:
+    the finalists, timed in turn with plain decoding in ``comparison``. ``best``: the fastest of them, None where plain
+    decoding is.
     """
 
     model: dict[str, str]
@@ -57,9 +56,8 @@ class Tuning:
     clock: str
     temperature: float | None
     prompts: int
-    curve: CostCurve
+    passes: Passes
     plain: Run
-    scale: float
     candidates: Sequence[Candidate]
     left_out: dict[str, str]
     measured: Sequence[Measured]
@@ -69,7 +67,11 @@ class Tuning:
     @property
     def base(self) -> float:
         """Tokens per second of plain decoding, as everything is predicted."""
-        return self.plain.speed(self.curve, self.scale)
+        return self.plain.speed(self.passes)
+
+    def cost(self, run: Run) -> float:
+        """Mean seconds of a pass of ``run`` over those of a plain one."""
+        return run.passing(self.passes) / run.calls * self.plain.calls / self.plain.passing(self.passes)
 
     def why(self) -> list[str]:
         """Sentences that give the recommendation and its reasons."""
@@ -77,12 +79,11 @@ class Tuning:
         if self.best is None:
             return [f"For {kind} plain decoding is fastest here: no drafter was faster when they were timed in turn."]
         found = next(each.run for each in self.candidates if each.spec == self.best.spec)
-        cost = found.passing(self.curve) / found.calls / self.curve.cost(1)
-        own, ratio = 100 * found.share(self.curve, self.scale), self.best.ratio
+        own, ratio = 100 * found.share(self.passes), self.best.ratio
         return [
             f"For {kind} use {self.best.spec}.",
             f"It commits {found.tokens_per_call:.2f} tokens a pass; a pass has {found.rows_per_call:.1f} rows and "
-            f"costs {cost:.2f} plain ones; drafting and verifying take {own:.0f} % of a step.",
+            f"costs {self.cost(found):.2f} plain ones; drafting and verifying take {own:.0f} % of a step.",
             f"That predicts {self.best.predicted:.2f} × plain decoding. Timed in turn with it, {ratio.median:.2f} × "
             f"[{ratio.low:.2f}, {ratio.high:.2f}] ({self.clock}): the forecast is {100 * self.best.error:+.0f} % off.",
         ]
@@ -95,8 +96,8 @@ class Tuning:
                 "method": each.spec,
                 "tokens": each.run.tokens_per_call,
                 "rows": each.run.rows_per_call,
-                "cost": each.run.passing(self.curve) / each.run.calls / self.curve.cost(1),
-                "own": f"{100 * each.run.share(self.curve, self.scale):.0f} %",
+                "cost": self.cost(each.run),
+                "own": f"{100 * each.run.share(self.passes):.0f} %",
                 "predicted": f"{each.speed / self.base:.2f} ×",
                 "measured": f"{measured[each.spec].median:.2f} ×" if each.spec in measured else "",
             }
@@ -105,8 +106,10 @@ class Tuning:
 
     def chart(self) -> Chart:
         """What a pass over n rows costs, and what the best methods commit with so many: the gap is the speed-up."""
+        curve = self.passes.curve
+        plain = self.plain.passing(self.passes) / self.plain.calls
         lines: dict[str, list[tuple[float, float]]] = {
-            "cost of a pass": [(float(rows), self.curve.ratio(rows)) for rows in self.curve.rows]
+            "cost of a pass": [(float(rows), self.passes.seconds(rows) / plain) for rows in curve.rows],
         }
         for name in list(dict.fromkeys(family(each.spec) for each in self.candidates))[:LINES]:
             same = [each.run for each in self.candidates if family(each.spec) == name]
@@ -124,15 +127,15 @@ class Tuning:
             "clock": self.clock,
             "temperature": self.temperature,
             "prompts": self.prompts,
-            "curve": {"key": self.curve.key, "rows": self.curve.rows, "seconds": self.curve.seconds},
-            "scale": self.scale,
+            "curve": asdict(self.passes.curve),
+            "passes": {"level": self.passes.level, "slope": self.passes.slope},
             "plain": {"tokens_per_second": self.base},
             "candidates": [
                 {
                     "method": each.spec,
                     "tokens_per_call": each.run.tokens_per_call,
                     "rows_per_call": each.run.rows_per_call,
-                    "own_share": each.run.share(self.curve, self.scale),
+                    "own_share": each.run.share(self.passes),
                     "tokens_per_second": each.speed,
                     "predicted": each.speed / self.base,
                 }

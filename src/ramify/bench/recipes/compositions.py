@@ -20,7 +20,7 @@ from ramify.bench.compare import compare
 from ramify.bench.prompts import held_out_prompts
 from ramify.bench.recipes import Outcome, Table
 from ramify.bench.recipes.speed import rows_of
-from ramify.bench.tune import drafters, sized
+from ramify.bench.tune import drafters, sized, union
 from ramify.engine.verify import match
 from ramify.errors import RamifyError, first_line
 from ramify.methods.base import DraftMethod
@@ -130,10 +130,6 @@ class Trial:
             stats = generate(self.lm, prompt.text, method, seed=seed + index, **self.settings).stats
             tokens, calls = tokens + stats.generated_tokens, calls + stats.target_calls
         return tokens / calls
-
-
-def union(specs: Sequence[str]) -> str:
-    return f"union:methods=({'+'.join(specs)})"
 
 
 def united(best: Sequence[str], always: Sequence[str]) -> list[tuple[str, ...]]:
