@@ -50,7 +50,7 @@ class ChimeraHead(Head):
     """Predicts K tokens ahead, each from the branch that leads to it."""
 
     method = "chimera"
-    regime = Regime(steps=600, learning_rate=6e-3, through=True)
+    regime = Regime(steps=600, learning_rate=3e-3, through=True)
 
     @dataclass(frozen=True)
     class Sizes:
