@@ -88,17 +88,18 @@ class Session:
     ) -> Scores:
         """One forward pass over the nodes of ``trees`` (one for each row, or one for a single row).
 
+        With fewer trees than rows, the first rows take part and the others wait, at no cost.
         Each node sees its row's cached text and its own ancestors. ``logits_at``: the nodes whose logits are wanted
         (default all). ``hidden_layers``: layers whose hidden states are wanted; 0 = embeddings, −1 = before the head.
         ``states``: [B, N, D], what enters a session that does not begin with the first layer; tokens mean nothing then.
         Raises ``RamifyError`` for tokens outside the vocabulary and for text beyond the model's context.
         """
         rows = [trees] if isinstance(trees, TokenTree) else list(trees)
-        if len(rows) != self.rows:
+        if not 0 < len(rows) <= self.rows:
             raise RamifyError(f"the session has {self.rows} rows, but {len(rows)} trees were given")
         if any(len(tree) == 0 for tree in rows):
             raise RamifyError("an empty tree cannot be scored; plain decoding scores the pending token alone")
-        for tree, length in zip(rows, self._cache.lengths, strict=True):
+        for tree, length in zip(rows, self._cache.lengths, strict=False):
             self._check(tree, length)
         if (states is None) != (self.first == 0):
             raise RamifyError("states enter a session that begins behind the first layer, and no other")
@@ -109,7 +110,7 @@ class Session:
             scores = self._score_ghosts(rows, count, nodes_named, hidden_layers)
             self._pending = [len(tree) for tree in rows]
             return scores
-        padded = count if states is not None else self._padded(count)
+        padded = count if states is not None else self._padded(len(rows), count)
         wanted = range(count) if logits_at is None and padded > count else logits_at
         nodes = self._gather(rows, padded, wanted, hidden_layers)
         if states is not None:
@@ -119,7 +120,7 @@ class Session:
         if self._plain is not None:
             logits, hidden = self._plain(nodes, rows[0].shape)
         else:
-            self._cache.expect(nodes.tokens.shape[1], nodes.tokens.device)
+            self._cache.expect(nodes.tokens.shape[1], nodes.tokens.device, len(rows))
             logits, hidden = self.lm.forward(nodes, self._cache)
         self._pending = [len(tree) for tree in rows]
         hidden = {layer: state[:, :count] for layer, state in hidden.items()}
@@ -131,7 +132,7 @@ class Session:
         if self._pending is None:
             raise RamifyError("there is nothing to keep: score a tree first")
         if len(nodes) != len(self._pending):
-            raise RamifyError(f"the session has {len(self._pending)} rows, but nodes of {len(nodes)} are to be kept")
+            raise RamifyError(f"{len(self._pending)} rows were scored, but nodes of {len(nodes)} are to be kept")
         for row, (kept, available) in enumerate(zip(nodes, self._pending, strict=True)):
             if any(not 0 <= node < available for node in kept):
                 raise RamifyError(f"row {row} has {available} scored nodes, but {list(kept)} are to be kept")
@@ -204,17 +205,18 @@ class Session:
                 "prompt and drafts must come from the model's own tokenizer"
             )
 
-    def _padded(self, count: int) -> int:
-        """How many nodes to run in every row for ``count`` wanted, by the machine's cost curve."""
-        wanted = self.rows * count
-        return max(count, -(-self.lm.padding.get(wanted, wanted) // self.rows))
+    def _padded(self, rows: int, count: int) -> int:
+        """How many nodes to run in each of ``rows`` rows for ``count`` wanted, by the machine's cost curve."""
+        wanted = rows * count
+        return max(count, -(-self.lm.padding.get(wanted, wanted) // rows))
 
     def _gather(
         self, trees: list[TokenTree], count: int, logits_at: Sequence[int] | None, hidden_layers: Sequence[int]
     ) -> Nodes:
         """Put the rows' trees side by side, padded to ``count`` nodes each with nodes that see only themselves."""
         device = self.lm.device
-        lengths = torch.tensor(self._cache.lengths)[:, None]
+        cached = self._cache.lengths[: len(trees)]
+        lengths = torch.tensor(cached)[:, None]
         if count == len(trees[0]) and all(tree.shape is trees[0].shape for tree in trees):
             tokens = torch.stack([tree.tokens for tree in trees])
             positions = lengths + trees[0].shape.depth_tensor
@@ -232,7 +234,7 @@ class Session:
         return Nodes(
             tokens,
             send(positions, device),
-            self._cache.lengths,
+            cached,
             send(ancestors, device),
             self._embeddings(trees, tokens) if self.first == 0 else None,
             logits_at,
@@ -258,7 +260,7 @@ class Session:
         early = self._gather(trees, count, (), [layer, *(each for each in hidden_layers if 0 <= each < layer)])
         hidden: dict[int, Tensor] = {}
         if layer > 0:
-            self._cache.expect(count, early.tokens.device)
+            self._cache.expect(count, early.tokens.device, len(trees))
             _, hidden = self.lm.forward(replace(early, last=layer), self._cache)
             entering = hidden[layer]
         else:
@@ -267,7 +269,7 @@ class Session:
         total = nodes.tokens.shape[1]
         later = [each for each in hidden_layers if each not in hidden]
         nodes = replace(nodes, logits_at=[*logits_at, *range(count, total)], hidden_layers=later, first=layer)
-        self._cache.expect(total, nodes.tokens.device)
+        self._cache.expect(total, nodes.tokens.device, len(trees))
         logits, rest = self.lm.forward(nodes, self._cache)
         hidden |= {each: state[:, :count] for each, state in rest.items()}
         hidden = {each: hidden[each] for each in hidden_layers}
@@ -282,7 +284,7 @@ class Session:
         ancestors[:, :count, :count] = early.ancestors.cpu()
         positions = torch.zeros(rows, most, dtype=torch.long)
         states = torch.cat([entering, entering.new_zeros(rows, most, entering.shape[-1])], dim=1)
-        for row, (tree, length) in enumerate(zip(trees, self._cache.lengths, strict=True)):
+        for row, (tree, length) in enumerate(zip(trees, self._cache.lengths, strict=False)):
             positions[row] = length
             if tree.ghosts is None:
                 continue

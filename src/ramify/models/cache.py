@@ -21,6 +21,7 @@ class RowCache(Cache):
 
     ``capacity``: slots to begin with; it doubles when they do not suffice. ``seen``: how many slots the layers hand
     out to the next forward pass; ``expect`` sets it to those in use, a forward pass may raise it up to ``capacity``.
+    ``taking``: how many rows, from the first, take part in that pass; the others wait.
     ``joined``: [2 layers, B, heads, capacity, head size] when a forward pass lent the buffers, of which the layers' are
     then views, keys and values in turn; None when they are the layers' own.
     """
@@ -29,39 +30,45 @@ class RowCache(Cache):
         self.lengths = [0] * rows
         self.capacity = capacity
         self.seen = 0
+        self.taking = rows
         self.slots: Tensor | None = None
         self.joined: Tensor | None = None
         self.row_layers = [RowLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.row_layers))
 
-    def expect(self, nodes: int, device: torch.device) -> int:
-        """Make room for ``nodes`` new entries in every row; returns how many slots the next forward pass sees."""
-        end = max(self.lengths) + nodes
+    def expect(self, nodes: int, device: torch.device, rows: int | None = None) -> int:
+        """Make room for ``nodes`` new entries in each of the first ``rows`` rows (default all); the others wait.
+
+        Returns how many slots the next forward pass sees.
+        """
+        self.taking = len(self.lengths) if rows is None else rows
+        lengths = self.lengths[: self.taking]
+        end = max(lengths) + nodes
         if end > self.capacity:
             self.capacity = max(end, 2 * self.capacity)
             self.joined = None
             for layer in self.row_layers:
                 layer.grow(self.capacity)
-        if len(set(self.lengths)) > 1:
-            self.slots = send(torch.tensor(self.lengths), device)[:, None] + torch.arange(nodes, device=device)
+        if len(set(lengths)) > 1:
+            self.slots = send(torch.tensor(lengths), device)[:, None] + torch.arange(nodes, device=device)
         else:
             self.slots = None
         self.seen = end
         return end
 
     def keep(self, nodes: Sequence[Sequence[int]]) -> None:
-        """Of the entries written last, keep ``nodes[r]`` of each row in that order; the row grows by their number."""
+        """Of the entries written last, keep ``nodes[r]`` of row r in that order; the row grows by their number."""
         moves = [list(row) != list(range(len(row))) for row in nodes]
         if any(moves):
             widest = max(map(len, nodes))
             padded = [[*row, *range(len(row), widest)] for row in nodes]
             initialised = next(layer.keys for layer in self.row_layers if layer.keys is not None)
             device = initialised.device
-            base = send(torch.tensor(self.lengths), device)[:, None]
+            base = send(torch.tensor(self.lengths[: len(nodes)]), device)[:, None]
             source = base + send(torch.tensor(padded), device)
             target = base + torch.arange(widest, device=device)
             if self.joined is not None:
-                _move(self.joined, source, target)
+                _move(self.joined[:, : len(nodes)], source, target)
             else:
                 for layer in self.row_layers:
                     layer.move(source, target)
@@ -69,11 +76,13 @@ class RowCache(Cache):
             self.lengths[row] += len(kept)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Fork, drop or reorder rows."""
+        """Fork, drop or reorder rows. A row that stays where it was is not copied, and room is left for more."""
+        used = max(self.lengths[row] for row in rows)
+        lent = self.joined is not None
+        for layer in self.row_layers:
+            layer.select(rows, used, lent)
         self.lengths = [self.lengths[row] for row in rows]
         self.joined = None
-        for layer in self.row_layers:
-            layer.select(rows)
 
     def occupy(self, buffers: Tensor) -> None:
         """Move to ``buffers``, laid out like ``joined`` and no smaller than now, until it grows or ``select``s."""
@@ -84,7 +93,7 @@ class RowCache(Cache):
 
 
 class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """One layer's keys and values [B, heads, capacity, head size], allocated when the first entries arrive."""
+    """One layer's keys and values [B or more, heads, capacity, head size], allocated when the first entries arrive."""
 
     is_sliding = False
     is_croppable = False
@@ -98,7 +107,7 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         def buffer(like: Tensor) -> Tensor:
             # Zeros, not empty: masked slots are multiplied by zero, and zero times a stray NaN is NaN.
-            return like.new_zeros(like.shape[0], like.shape[1], self.cache.capacity, like.shape[3])
+            return like.new_zeros(len(self.cache.lengths), like.shape[1], self.cache.capacity, like.shape[3])
 
         self.keys, self.values = buffer(key_states), buffer(value_states)
         self.is_initialized = True
@@ -109,15 +118,16 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         assert self.keys is not None
         assert self.values is not None
         cache = self.cache
+        keys, values = self.keys[: cache.taking], self.values[: cache.taking]
         if cache.slots is None:
-            begin, new = max(cache.lengths), key_states.shape[2]
-            self.keys.narrow(2, begin, new).copy_(key_states)
-            self.values.narrow(2, begin, new).copy_(value_states)
+            begin, new = cache.lengths[0], key_states.shape[2]
+            keys.narrow(2, begin, new).copy_(key_states)
+            values.narrow(2, begin, new).copy_(value_states)
         else:
             index = cache.slots[:, None, :, None]
-            self.keys.scatter_(2, index.expand_as(key_states), key_states)
-            self.values.scatter_(2, index.expand_as(value_states), value_states)
-        return self.keys.narrow(2, 0, cache.seen), self.values.narrow(2, 0, cache.seen)
+            keys.scatter_(2, index.expand_as(key_states), key_states)
+            values.scatter_(2, index.expand_as(value_states), value_states)
+        return keys.narrow(2, 0, cache.seen), values.narrow(2, 0, cache.seen)
 
     def grow(self, capacity: int) -> None:
         if self.keys is None or self.values is None:
@@ -130,8 +140,8 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def occupy(self, keys: Tensor, values: Tensor) -> None:
         """Move the entries into these zeroed buffers, which are no smaller."""
         if self.keys is not None and self.values is not None:
-            keys[:, :, : self.keys.shape[2]] = self.keys
-            values[:, :, : self.values.shape[2]] = self.values
+            keys[:, :, : self.keys.shape[2]] = self.keys[: len(keys)]
+            values[:, :, : self.values.shape[2]] = self.values[: len(values)]
         self.keys, self.values = keys, values
         self.is_initialized = True
 
@@ -139,19 +149,37 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Copy slots ``source`` [B, n] to slots ``target`` [B, n]."""
         for buffer in (self.keys, self.values):
             if buffer is not None:
-                _move(buffer, source, target)
+                _move(buffer[: len(source)], source, target)
 
-    def select(self, rows: Sequence[int]) -> None:
+    def select(self, rows: Sequence[int], used: int, afresh: bool) -> None:
+        """Row i becomes what row ``rows[i]`` was, in its first ``used`` slots.
+
+        The buffers have up to twice as many rows as are in use, so that a fork copies nothing but itself. ``afresh``:
+        into new buffers in any case, for the old ones are lent.
+        """
         if self.keys is None or self.values is None:
             return
-        index = send(torch.tensor(rows), self.keys.device)
-        self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
+        available = len(self.keys)
+        if afresh or not len(rows) <= available <= 2 * len(rows):
+            size = len(rows) if afresh or available > len(rows) else max(len(rows), 2 * available)
+            index = send(torch.tensor(rows), self.keys.device)
+            old = (self.keys, self.values)
+            self.keys, self.values = (each.new_zeros(size, *each.shape[1:]) for each in old)
+            for each, buffer in zip(old, (self.keys, self.values), strict=True):
+                buffer[: len(rows), :, :used] = each[:, :, :used].index_select(0, index)
+            return
+        moved = [place for place, row in enumerate(rows) if row != place]
+        if moved:
+            target = send(torch.tensor(moved), self.keys.device)
+            source = send(torch.tensor([rows[place] for place in moved]), self.keys.device)
+            for buffer in (self.keys[:, :, :used], self.values[:, :, :used]):
+                buffer.index_copy_(0, target, buffer.index_select(0, source))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return max(self.cache.lengths) + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return max(self.cache.lengths)
+        return max(self.cache.lengths[: self.cache.taking])
 
     def get_max_length(self) -> int:
         return -1

@@ -73,7 +73,8 @@ class StaticForward:
         count = nodes.tokens.shape[1]
         size = next((size for size in SIZES if size >= count), count)
         room = self._room(cache, max(nodes.lengths) + size)
-        if size > SIZES[-1] or _begins(nodes) or nodes.first > 0 or nodes.last is not None:
+        partial = nodes.first > 0 or nodes.last is not None or len(nodes.tokens) < len(cache.lengths)
+        if size > SIZES[-1] or _begins(nodes) or partial:
             return self.fused(nodes, cache)
         x = self.embed(nodes.tokens) if nodes.embeddings is None else nodes.embeddings
         layers = tuple(layer for layer in nodes.hidden_layers if layer != 0)
