@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
 
 from ramify.engine.events import Accepted, Event
-from ramify.engine.request import Request
+from ramify.engine.request import Parser, Request
 from ramify.engine.result import Result
 from ramify.errors import RamifyError, first_line
 from ramify.methods.base import Method, gather, request_of
@@ -43,6 +44,7 @@ def generate(
     max_new_tokens: int | None = None,
     seed: int = 0,
     stop: str | Sequence[str] | None = None,
+    answer: Parser | None = None,
     **settings: Any,
 ) -> Result | list[Result]:
     """Continue a prompt, or a list of prompts as one batch.
@@ -52,7 +54,8 @@ def generate(
     object; an object carries what it learned from call to call. ``max_new_tokens``: by default the model's generation
     config, else 128. ``seed``: row i of a batch uses seed + i, and the same seed gives the same tokens under every
     method that verifies by matching. ``stop``: texts that end the sequence, kept at its end as transformers keeps
-    them. ``settings``: any field of transformers' ``GenerationConfig`` (do_sample, temperature, top_p,
+    them. ``answer``: finds the answer in a path's text, for methods that vote; by default the text is the answer.
+    ``settings``: any field of transformers' ``GenerationConfig`` (do_sample, temperature, top_p,
     repetition_penalty, …), and ``logits_processor``, ``stopping_criteria``.
 
     Returns one ``Result``, or a list of them for a list of prompts. Raises ``RamifyError`` for an unknown method or
@@ -61,7 +64,9 @@ def generate(
     lm = lm if isinstance(lm, CausalLM) else load(lm)
     chosen = create(method, **(options or {}))
     prompts, single = _prompts(prompt)
-    requests = prepare(lm, prompts, chosen, max_new_tokens=max_new_tokens, seed=seed, stop=stop, **settings)
+    requests = prepare(
+        lm, prompts, chosen, max_new_tokens=max_new_tokens, seed=seed, stop=stop, answer=answer, **settings
+    )
     results = chosen.complete(lm, requests)
     return results[0] if single else results
 
@@ -123,6 +128,7 @@ def prepare(
     max_new_tokens: int | None = None,
     seed: int = 0,
     stop: str | Sequence[str] | None = None,
+    answer: Parser | None = None,
     **settings: Any,
 ) -> list[Request]:
     """Requests as the engine takes them; transformers itself turns the settings into processors and criteria."""
@@ -135,7 +141,8 @@ def prepare(
             raise RamifyError("the prompt is empty; give at least one token")
         length = max_new_tokens if max_new_tokens is not None else _default_length(lm, len(ids), settings)
         given = settings | method.pinned | ({} if length is None else {"max_new_tokens": length})
-        requests.append(_prepare_one(lm, ids, seed + row, stop, given))
+        request = _prepare_one(lm, ids, seed + row, stop, given)
+        requests.append(request if answer is None else replace(request, answer=answer))
     return requests
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ramify.engine.path import Path
 from ramify.engine.tree import TokenTree
 
 
@@ -71,4 +72,65 @@ class Noted:
     text: str
 
 
-Event = Prefilled | Drafted | Scored | Accepted | Finished | Noted
+@dataclass(frozen=True)
+class Forked:
+    """``path`` of ``row`` began: with the first ``length`` tokens of path ``parent``, or at the prompt (None)."""
+
+    row: int
+    step: int
+    path: int
+    parent: int | None
+    length: int
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Each of ``paths`` of ``row`` grew by its entry of ``tokens``, where the model had that confidence.
+
+    ``cached``: entries in the cache afterwards, all rows together. ``seconds``: choosing aside, scoring aside.
+    """
+
+    row: int
+    step: int
+    paths: tuple[int, ...]
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+    cached: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The newest token of each of ``paths`` of ``row`` was read in ``routes`` more ways, for a better next law."""
+
+    row: int
+    step: int
+    paths: tuple[int, ...]
+    routes: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """``path`` of ``row`` ended: ``reason`` is "stop" or "length", or why it was pruned."""
+
+    row: int
+    step: int
+    path: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The paths of ``row``, best first, and the answer that they support by ``votes``; None where none has any.
+
+    ``answer`` is what the aggregator chose; it need not be that of the best path.
+    """
+
+    row: int
+    step: int
+    paths: tuple[Path, ...]
+    answer: str | None
+    votes: dict[str, float]
+
+
+Event = Prefilled | Drafted | Scored | Accepted | Finished | Noted | Forked | Grown | Refined | Ended | Decided

@@ -8,8 +8,16 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ramify.engine.sampling import Sampler
+from ramify.errors import RamifyError
+from ramify.models.causal import CausalLM
 
+Parser = Callable[[str], str | None]  # from a path's text to its answer, None where there is none
 Criterion = Callable[..., Tensor]  # a transformers StoppingCriteria: (ids [1, n], None) -> bool [1]
+
+
+def whole(text: str) -> str | None:
+    """The text itself, blanks around it aside; None where nothing is left."""
+    return text.strip() or None
 
 
 @dataclass
@@ -18,7 +26,8 @@ class Request:
 
     ``stop_tokens``: ids that end the sequence and are kept as its last token. ``criteria``: further transformers
     ``StoppingCriteria``, evaluated after every committed token. ``padding``: ids before the prompt that processors and
-    criteria are to see, as in a left-padded transformers batch, but the model is not.
+    criteria are to see, as in a left-padded transformers batch, but the model is not. ``answer``: finds the answer in
+    the text of a path; without one, the whole text is the answer.
     """
 
     prompt: Sequence[int]
@@ -27,3 +36,19 @@ class Request:
     stop_tokens: frozenset[int] = frozenset()
     criteria: Sequence[Criterion] = ()
     padding: Sequence[int] = ()
+    answer: Parser = whole
+
+    def check(self, lm: CausalLM) -> None:
+        """Raise ``RamifyError`` for an empty prompt, for one that leaves nothing to generate, or too long."""
+        if not self.prompt:
+            raise RamifyError("the prompt is empty; give at least one token")
+        if self.max_length <= len(self.prompt):
+            raise RamifyError(
+                f"the prompt has {len(self.prompt)} tokens and max_length is {self.max_length}: nothing is left to "
+                "generate; raise max_new_tokens to at least 1"
+            )
+        if self.max_length > lm.context:
+            raise RamifyError(
+                f"{len(self.prompt)} prompt tokens and {self.max_length - len(self.prompt)} new ones do not fit "
+                f"the context of {lm.context} tokens of {lm.name}; shorten the prompt or lower max_new_tokens"
+            )

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ramify.engine.events import Accepted, Drafted, Event, Finished, Noted, Prefilled, Scored
+from ramify.engine.cost import Cost
+from ramify.engine.events import Accepted, Decided, Drafted, Event, Finished, Noted, Prefilled, Scored
+from ramify.engine.path import Path
 
 
 @dataclass
@@ -118,8 +120,7 @@ class Result:
     """One finished sequence.
 
     ``text``: the continuation, special tokens left out. ``tokens``: its ids. ``prompt``: the prompt's ids.
-    ``finish``: "stop" or "length". ``paths``: the kept paths, best first (one for draft–verify methods). ``events``:
-    everything that happened to this row.
+    ``finish``: "stop" or "length", or why the path was cut. ``events``: everything that happened to this row.
     """
 
     text: str
@@ -130,8 +131,31 @@ class Result:
     events: list[Event]
 
     @property
-    def paths(self) -> list[list[int]]:
-        return [self.tokens]
+    def paths(self) -> list[Path]:
+        """The paths, best first; the one text itself for methods that follow no others."""
+        decided = self._decided
+        return list(decided.paths) if decided else [Path(tokens=self.tokens, finish=self.finish, text=self.text)]
+
+    @property
+    def answer(self) -> str | None:
+        """What the paths came to, None where no answer could be parsed, and for methods that decide nothing."""
+        return self._decided.answer if self._decided else None
+
+    @property
+    def votes(self) -> dict[str, float]:
+        """What each answer weighs, the greatest first."""
+        votes = self._decided.votes if self._decided else {}
+        return dict(sorted(votes.items(), key=lambda each: -each[1]))
+
+    @property
+    def cost(self) -> Cost:
+        """What this result cost, all paths together."""
+        row = next((event.row for event in self.events if isinstance(event, Finished)), 0)
+        return Cost.of(self.events, row, self.stats.wall_seconds)
+
+    @property
+    def _decided(self) -> Decided | None:
+        return next((event for event in self.events if isinstance(event, Decided)), None)
 
     @property
     def notes(self) -> list[str]:

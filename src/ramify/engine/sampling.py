@@ -29,15 +29,19 @@ def is_stateful(processor: Processor) -> bool:
 
 
 class Noise:
-    """Random numbers indexed by position: independent between positions, equal whenever a position is revisited."""
+    """Random numbers indexed by position: independent between positions, equal whenever a position is revisited.
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    ``stream`` tells the paths of one request apart; stream 0 is that of plain sampling.
+    """
+
+    def __init__(self, seed: int, stream: int = 0) -> None:
+        self.seed, self.stream = seed, stream
         self._generator = torch.Generator()
 
     def at(self, position: int) -> torch.Generator:
         """The generator of ``position``, at its start (valid until the next call)."""
-        self._generator.manual_seed((self.seed * 1_000_003 + position * 7_919 + 1) % (1 << 63))
+        number = self.seed * 1_000_003 + position * 7_919 + self.stream * 15_485_863_000_039 + 1
+        self._generator.manual_seed(number % (1 << 63))
         return self._generator
 
     def pick(self, law: Tensor, position: int) -> int:
@@ -46,8 +50,11 @@ class Noise:
 
     def winner(self, law: Tensor, position: int) -> Tensor:
         """``pick`` as an index on the law's device, for which nobody has to wait."""
-        race = torch.empty(law.shape[-1]).exponential_(generator=self.at(position))
-        return (law / send(race, law.device)).argmax()
+        return (law / send(self.race(law.shape[-1], position), law.device)).argmax()
+
+    def race(self, size: int, position: int) -> Tensor:
+        """One exponential variable [size] for each token; who has the greatest law ÷ variable wins."""
+        return torch.empty(size).exponential_(generator=self.at(position))
 
 
 class Sampler:
@@ -70,39 +77,44 @@ class Sampler:
         return self.greedy and not self.processors
 
     def require_stateless(self) -> None:
-        """Refuse processors that must be called once per token in order, which tree verification cannot do."""
+        """Refuse processors that must be called once per token in order, which several paths at once cannot do."""
         for processor in self.processors:
             if is_stateful(processor):
                 raise RamifyError(
-                    f"{type(processor).__name__} keeps a state from token to token, so drafts cannot be verified "
-                    "under it; use method='greedy' or method='sample'"
+                    f"{type(processor).__name__} keeps a state from token to token, so drafts and paths cannot be "
+                    "scored under it; use method='greedy' or method='sample'"
                 )
 
     def law(self, prefix: Tensor, logits: Tensor) -> Tensor:
         """The law of the next token after ``prefix`` [n], from ``logits`` [V]: float32 [V], summing to 1."""
-        scores = self._scores(prefix, logits)
+        return self.laws(prefix[None], logits[None])[0]
+
+    def laws(self, prefixes: Tensor, logits: Tensor) -> Tensor:
+        """``law`` for several prefixes of one length [B, n] with ``logits`` [B, V]: float32 [B, V]."""
+        scores = self.scores(prefixes, logits)
         if self.greedy:
-            best, token = scores.max(dim=-1)
-            _fetch(token, best)
-            return torch.zeros_like(scores).index_fill_(0, token, 1.0)
-        law = torch.softmax(scores, dim=-1)
-        _fetch(law[0], law[0])
-        return law
+            best, tokens = scores.max(dim=-1)
+            _fetch(tokens, best)
+            return torch.zeros_like(scores).scatter_(1, tokens[:, None], 1.0)
+        laws = torch.softmax(scores, dim=-1)
+        _fetch(laws[:, 0], laws[:, 0])
+        return laws
 
     def pick(self, prefix: Tensor, logits: Tensor, position: int) -> int:
         """The token after ``prefix``, as the noise at ``position`` samples it from ``law``; waits for a GPU once."""
-        scores = self._scores(prefix, logits)
+        scores = self.scores(prefix[None], logits[None])[0]
         if self.greedy:
             best, token = scores.max(dim=-1)
             return _fetch(token, best)[0]
         law = torch.softmax(scores, dim=-1)
         return _fetch(self.noise.winner(law, position), law[0])[0]
 
-    def _scores(self, prefix: Tensor, logits: Tensor) -> Tensor:
-        scores = logits[None].to(torch.float32, copy=True)
+    def scores(self, prefixes: Tensor, logits: Tensor) -> Tensor:
+        """What the processors make of ``logits`` [B, V] behind ``prefixes`` [B, n]: float32 [B, V]."""
+        scores = logits.to(torch.float32, copy=True)
         for processor in self.processors:
-            scores = processor(prefix[None], scores)
-        return scores[0]
+            scores = processor(prefixes, scores)
+        return scores
 
 
 def likeliest(logits: Tensor) -> list[list[int]]:

@@ -34,7 +34,7 @@ def speculate(
     ``RamifyError`` for an empty prompt, for lengths beyond the context, and for a drafter on a model without trees.
     """
     for request in requests:
-        _check(lm, request)
+        request.check(lm)
     if drafters is not None:
         lm.require_trees("drafts")
         for request in requests:
@@ -48,21 +48,6 @@ def speculate(
     else:
         for row in rows:
             yield from _run(lm, [row], verifier)
-
-
-def _check(lm: CausalLM, request: Request) -> None:
-    if not request.prompt:
-        raise RamifyError("the prompt is empty; give at least one token")
-    if request.max_length <= len(request.prompt):
-        raise RamifyError(
-            f"the prompt has {len(request.prompt)} tokens and max_length is {request.max_length}: nothing is left to "
-            "generate; raise max_new_tokens to at least 1"
-        )
-    if request.max_length > lm.context:
-        raise RamifyError(
-            f"{len(request.prompt)} prompt tokens and {request.max_length - len(request.prompt)} new ones do not fit "
-            f"the context of {lm.context} tokens of {lm.name}; shorten the prompt or lower max_new_tokens"
-        )
 
 
 def _check_unshared(requests: Sequence[Request]) -> None:

@@ -17,6 +17,7 @@ from ramify.engine.events import Accepted, Event
 from ramify.engine.request import Request
 from ramify.engine.result import Result, Stats
 from ramify.engine.sampling import Noise, Sampler, is_stateful
+from ramify.engine.search import Policy, search
 from ramify.engine.speculate import speculate
 from ramify.engine.verify import VERIFIERS, Rule
 from ramify.errors import RamifyError, unknown
@@ -134,6 +135,18 @@ class DraftMethod(Method):
         drafters = [self.drafter(lm, request) for request in requests]
         present = [drafter for drafter in drafters if drafter is not None]
         yield from speculate(lm, requests, present or None, self.rule.function)
+
+
+class SearchMethod(Method):
+    """A method of the pool loop: its policy says which paths grow, fork and end, and what the answer is."""
+
+    @abstractmethod
+    def policy(self, lm: CausalLM, request: Request) -> Policy:
+        """The policy of one request."""
+
+    def run(self, lm: CausalLM, requests: Sequence[Request]) -> Iterator[Event]:
+        for row, request in enumerate(requests):
+            yield from search(lm, request, self.policy(lm, request), row=row, budget=getattr(self, "budget", None))
 
 
 def verification_rule(name: str) -> Rule:

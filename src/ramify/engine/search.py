@@ -1,0 +1,91 @@
+"""The pool loop: give paths tokens, score all of them in one pass, fork and prune, and decide in the end.
+
+It owns reading the prompt, scoring, stopping and counting for every method of this kind. A policy says which paths grow
+by which tokens (expand), what becomes of them afterwards (reduce), and what the answer is (decide).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ramify.engine.events import Accepted, Decided, Event, Finished, Noted
+from ramify.engine.path import Path
+from ramify.engine.pool import Choice, Pool
+from ramify.engine.request import Request
+from ramify.errors import RamifyError
+from ramify.models.causal import CausalLM
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a pool came to: its paths, best first, the answer, and what each answer weighs."""
+
+    paths: Sequence[Path]
+    answer: str | None
+    votes: dict[str, float] = field(default_factory=dict)
+
+
+class Policy(ABC):
+    """The rule of one request: it sees the pool and acts on it. What it remembers lives as long as the request."""
+
+    @abstractmethod
+    def begin(self, pool: Pool) -> None:
+        """Start the first paths."""
+
+    def expand(self, pool: Pool) -> Sequence[Choice]:
+        """Which paths grow by which tokens; a live path without a choice waits. By default each draws one."""
+        return pool.sample(pool.live)
+
+    def reduce(self, pool: Pool) -> None:  # noqa: B027 - most policies that only sample have nothing to do here
+        """After every step: fork, prune, start or stop."""
+
+    @abstractmethod
+    def decide(self, pool: Pool) -> Decision:
+        """Which paths are best, and what the answer is. All paths have ended; ``pool.ended`` is not empty."""
+
+
+def search(
+    lm: CausalLM, request: Request, policy: Policy, *, row: int = 0, budget: int | None = None
+) -> Iterator[Event]:
+    """Continue one request along many paths, yielding what happens.
+
+    ``row``: what the events call the request. ``budget``: effective tokens after which the live paths are cut. The best
+    path's tokens are accepted at the end, so that streams and statistics read them like any other result.
+    Raises ``RamifyError`` for an empty prompt, for lengths beyond the context, for several paths on a model whose state
+    cannot be forked, and for a budget within which no path can end.
+    """
+    request.check(lm)
+    if budget is not None and budget < 1:
+        raise RamifyError(f"the budget is {budget} tokens; give at least 1, or none")
+    pool = Pool(lm, request, row, budget)
+    policy.begin(pool)
+    yield from pool.drain()
+    while pool.live and not pool.stopped:
+        choices = policy.expand(pool)
+        if not choices:
+            raise RamifyError(f"{type(policy).__name__} lets all of its {len(pool.live)} paths wait; one has to grow")
+        pool.advance(choices)
+        policy.reduce(pool)
+        yield from pool.drain()
+    for path in list(pool.live):
+        pool.prune(path, pool.stopped or "unused")
+    yield from pool.drain()
+    yield from _conclude(pool, policy)
+
+
+def _conclude(pool: Pool, policy: Policy) -> Iterator[Event]:
+    if pool.ended:
+        decision = policy.decide(pool)
+    else:
+        longest = sorted(pool.paths, key=lambda path: (-len(path), path.number))
+        decision = Decision(longest, None)
+        why = pool.stopped or "all of them were pruned"
+        yield Noted(f"none of {len(pool.paths)} paths came to its end ({why}); the longest one is given as it is")
+    if decision.answer is None and pool.ended:
+        yield Noted(f"no answer could be parsed from any of {len(pool.ended)} finished paths; look at their texts")
+    yield Decided(pool.row, pool.step, tuple(decision.paths), decision.answer, dict(decision.votes))
+    best = decision.paths[0]
+    yield Accepted(pool.row, pool.step, (), tuple(best.tokens[pool.settled :]), 0.0)
+    yield Finished(pool.row, pool.step, best.finish or "length")

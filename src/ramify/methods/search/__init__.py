@@ -1,0 +1,1 @@
+"""Methods of the pool loop: many paths behind one prompt, and one answer."""
