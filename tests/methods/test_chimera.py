@@ -183,11 +183,9 @@ def test_the_cache_holds_verified_states_only():
     fresh = drafter(head, model, TREE, tokens)
     assert made.known == fresh.known == len(tokens) - 1
     assert made.draft(context(tokens)).tokens.tolist() == fresh.draft(context(tokens)).tokens.tolist()
-    assert made.cache.lengths == fresh.cache.lengths == [len(tokens) - 1]
+    assert made.text.length == fresh.text.length == len(tokens) - 1
     size = len(tokens) - 1
-    torch.testing.assert_close(
-        made.cache.row_layers[0].keys[:, :, :size], fresh.cache.row_layers[0].keys[:, :, :size], atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(made.text.keys[:, :size], fresh.text.keys[:, :size], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("drafts", [True, False])

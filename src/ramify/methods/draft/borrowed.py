@@ -6,14 +6,11 @@ they change how confident a head is, never which tokens it guesses first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ramify.models.causal import CausalLM
-from ramify.models.projection import Projection
 from ramify.models.weights import Product, unavailable, weight_format
 
 TEMPERATURE = 0.7  # of sampled text, for which heads measure themselves apart
@@ -37,22 +34,16 @@ def laws(logits: Tensor) -> tuple[Tensor, Tensor]:
     return greedy, torch.softmax(logits.float() / TEMPERATURE, dim=-1)
 
 
-def product(lm: CausalLM, *layers: nn.Linear) -> Product:
-    """Linear layers of a head that read the same input, as one product in the target's dtype on its device."""
-    weight = torch.cat([layer.weight.detach() for layer in layers]).to(lm.device, lm.dtype)
+def product(lm: CausalLM, *layers: nn.Linear, behind: nn.RMSNorm | None = None) -> Product:
+    """Linear layers of a head that read the same input, as one product in the target's dtype on its device.
+
+    ``behind``: a norm before them, whose weight goes into theirs; the product then reads rows of length 1.
+    """
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    if behind is not None:
+        weight = weight * behind.weight.detach() * weight.shape[1] ** 0.5
     bias = None
     if layers[0].bias is not None:
         bias = torch.cat([layer.bias.detach() for layer in layers]).to(lm.device, lm.dtype)
-    return weight_format(_for_few_rows(lm))(weight, bias)
-
-
-def lay_out(lm: CausalLM, projections: Sequence[Projection]) -> None:
-    """Hold the matrices of a head that is in the target's dtype as few rows are computed fastest."""
-    largest = max(sum(layer.weight.numel() for layer in each.layers) for each in projections)
-    scratch = torch.empty(largest, dtype=lm.dtype, device=lm.device)
-    for projection in projections:
-        projection.hold(_for_few_rows(lm), scratch)
-
-
-def _for_few_rows(lm: CausalLM) -> str:
-    return "plain" if unavailable("packed", lm.dtype, lm.device.type) else "packed"
+    name = "plain" if unavailable("packed", lm.dtype, lm.device.type) else "packed"
+    return weight_format(name)(weight.to(lm.device, lm.dtype), bias)

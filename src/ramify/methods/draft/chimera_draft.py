@@ -12,8 +12,9 @@ from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.tree import TokenTree
 from ramify.methods.draft.chimera_encoder import Encoder
 from ramify.methods.draft.chimera_head import started
+from ramify.methods.draft.small_layer import KEPT
 from ramify.methods.draft.template import Template
-from ramify.models.cache import RowCache, send
+from ramify.models.cache import send
 from ramify.models.causal import CausalLM
 
 
@@ -53,7 +54,7 @@ class Plan:
             rows += inner
             ranks = 1 + max(path[-1] for path in nodes)
             seen = torch.tensor([[own[: len(row)] == row for row in rows] for own in inner])
-            mask = torch.zeros(seen.shape, dtype=lm.dtype).masked_fill_(~seen, torch.finfo(lm.dtype).min)
+            mask = torch.zeros(seen.shape, dtype=KEPT).masked_fill_(~seen, -torch.inf)
             self.levels.append(
                 Level(
                     index([before.index(path) for path in inner]),
@@ -75,20 +76,20 @@ class BranchDrafter(Drafter):
 
     def __init__(self, encoder: Encoder, plan: Plan) -> None:
         self.encoder, self.plan = encoder, plan
-        self.cache = RowCache(1, rows=1)
+        self.text = encoder.text()
         self.state: Tensor | None = None
-        self.unread: list[Tensor] = []  # verified states that are not in the cache yet
+        self.unread: list[Tensor] = []  # verified states that are not in the text's cache yet
 
     @property
     def known(self) -> int:
         """How many tokens' states are known: all but the pending one's."""
-        return self.cache.lengths[0] + sum(map(len, self.unread))
+        return self.text.length + sum(map(len, self.unread))
 
     @torch.inference_mode()
     def observe_prompt(self, tokens: list[int], logits: Tensor | None, hidden: Mapping[int, Tensor]) -> None:
         if self.plan.levels:
             self._verified(hidden[-1])
-            self.encoder.remember(self.cache, torch.cat(self.unread))
+            self.encoder.remember(self.text, torch.cat(self.unread))
             self.unread = []
 
     @torch.inference_mode()
@@ -102,9 +103,9 @@ class BranchDrafter(Drafter):
 
     def rewind(self, length: int) -> None:
         if length < self.known:
-            kept = max(0, length - self.cache.lengths[0])
+            kept = max(0, length - self.text.length)
             self.unread = [torch.cat(self.unread)[:kept]] if kept else []
-            self.cache.lengths[0] = min(length, self.cache.lengths[0])
+            self.text.length = min(length, self.text.length)
             self.state = None
 
     @torch.inference_mode()
@@ -113,15 +114,14 @@ class BranchDrafter(Drafter):
             return TokenTree.empty()
         known, first = self.known, context.tokens[0]
         newest = send(torch.tensor([[first, first, *context.tokens[-3:]][-3:]]), self.state.device)
-        text = torch.cat(self.unread) if self.unread else None
+        unread = torch.cat(self.unread) if self.unread else None
         self.unread = []
         found: list[Tensor] = []
         for step, level in enumerate(self.plan.levels):
             if step > 0:
                 newest = torch.cat([newest[level.above, 1:], found[-1][level.nodes, None]], dim=1)
-                text = None
             read = started(newest) if known + step == 1 else newest
-            scores = self.encoder.scores(step, self.cache, self.state, read, known + step, level.mask, text)
+            seen = (level.mask, None) if step > 0 else (None, unread)
+            scores = self.encoder.scores(step, self.text, self.state, read, known + step, *seen)
             found.append(scores.topk(level.ranks, dim=1).indices.flatten()[level.chosen])
-        self.cache.lengths[0] = known
         return TokenTree(torch.cat(found)[self.plan.order], self.plan.shape)

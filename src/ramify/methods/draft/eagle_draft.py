@@ -1,8 +1,7 @@
-"""An EAGLE head at work: its matrices laid out for few rows, a cache of its own, one pass for each level of a tree."""
+"""An EAGLE head at work: its layer laid out for few rows, a cache of its own, one pass for each level of a tree."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,87 +11,70 @@ from torch import Tensor
 
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.tree import TokenTree
-from ramify.methods.draft.borrowed import lay_out
+from ramify.methods.draft.borrowed import lm_head, product
 from ramify.methods.draft.eagle_head import EagleHead
-from ramify.methods.draft.eagle_layer import EagleLayer
 from ramify.methods.draft.eagle_pace import Pace
 from ramify.methods.draft.eagle_tree import Growth
+from ramify.methods.draft.small_layer import SmallLayer, Text
 from ramify.models.causal import CausalLM
-from ramify.models.projection import Projection
-
-KEPT = torch.float32  # keys and values: products of few rows cost a CPU least so
-
-
-class Text:
-    """Keys and values [1, K, slots, size] of one sequence: its verified text, and behind it the draft under way."""
-
-    def __init__(self, key_heads: int, size: int, device: torch.device) -> None:
-        self.keys = torch.zeros(1, key_heads, 256, size, dtype=KEPT, device=device)
-        self.values = torch.zeros_like(self.keys)
-        self.length = 0
-
-    def write(self, begin: int, keys: Tensor, values: Tensor) -> int:
-        """Put rows into the slots from ``begin`` on; returns where they end."""
-        end = begin + keys.shape[2]
-        if end > self.keys.shape[2]:
-            space = self.keys.new_zeros(*self.keys.shape[:2], end, self.keys.shape[3])
-            self.keys, self.values = (torch.cat([kept, space], dim=2) for kept in (self.keys, self.values))
-        self.keys[:, :, begin:end] = keys
-        self.values[:, :, begin:end] = values
-        return end
 
 
 class Continuer:
-    """The head in the target's dtype, on its device, in the weight format that few rows are fastest in."""
+    """The head laid out for few rows, in the target's dtype and on its device."""
 
     def __init__(self, head: EagleHead, lm: CausalLM) -> None:
-        self.lm = lm
-        self.head = copy.deepcopy(head).to(lm.device, lm.dtype).requires_grad_(False)
-        layer: Any = self.head.layers[0]
-        self.layer: EagleLayer = layer
-        outer = ["fc"] if self.head.lm_head is None else ["fc", "lm_head"]
-        lay_out(lm, [*self.layer.projections, *(Projection(self.head, name) for name in outer)])
+        self.lm, self.head = lm, head
+        layer: Any = head.layers[0]
+        self.join, own, mlp = layer.join, layer.self_attn, layer.mlp
+        self.head_size = layer.head_size
+        self.fc = product(lm, head.fc)
+        self.lm_head = lm_head(lm) if head.lm_head is None else product(lm, head.lm_head)
+        self.layer = SmallLayer(
+            product(lm, own.q_proj, own.k_proj, own.v_proj),
+            product(lm, own.o_proj),
+            product(lm, mlp.gate_proj, mlp.up_proj, behind=layer.post_attention_layernorm),
+            product(lm, mlp.down_proj),
+            layer.heads,
+            layer.key_heads,
+            layer.turns,
+        )
 
     def text(self) -> Text:
         """An empty text."""
-        return Text(self.layer.key_heads, self.layer.head_size, self.lm.device)
+        return Text(self.layer.key_heads, self.head_size, self.lm.device)
 
     def read(self, text: Text, tokens: Tensor, states: Tensor) -> Tensor:
         """Take verified tokens [n] into the text, with the target's states before them; out [1, D] of the last one."""
-        x, residual = self.head.enter(self.head.embed(self.lm, tokens), self.head.fuse(states))
-        places = torch.arange(text.length, text.length + len(tokens), device=tokens.device)
-        queries, keys, values = self.layer.project(x[None], places, text.length + len(tokens), KEPT)
-        text.length = text.write(text.length, keys, values)
-        out: Tensor = self.layer.finish(residual[None, -1:], _attend(queries[..., -1:, :], text, text.length))[0]
-        return out
+        x, residual = self._enter(tokens, states if self.head.norm is None else self.fc(states))
+        begin, text.length = text.length, text.length + len(tokens)
+        return self.layer.finish(residual[-1:], self.layer.attend(text, x, begin, text.length - 1, 1))
 
     def level(self, text: Text, tokens: Tensor, f: Tensor, hidden: Tensor, depth: int) -> Tensor:
         """out [w, D] of w draft tokens behind the outputs f [w, D], ``depth`` levels below the verified text.
 
         ``hidden`` [w, m]: 0 where a row sees one of the draft's last m rows, these included, minus infinity elsewhere.
         """
-        x, residual = self.head.enter(self.head.embed(self.lm, tokens), f)
-        places = torch.full((len(tokens),), text.length + depth - 1, device=tokens.device)
-        queries, keys, values = self.layer.project(x[None], places, text.length + depth, KEPT)
-        end = text.write(text.length + hidden.shape[1] - len(tokens), keys, values)
-        out: Tensor = self.layer.finish(residual[None], _attend(queries, text, end, hidden))[0]
-        return out
+        x, residual = self._enter(tokens, f)
+        begin = text.length + hidden.shape[1] - len(tokens)
+        return self.layer.finish(
+            residual, self.layer.attend(text, x, begin, text.length + depth - 1, len(tokens), hidden)
+        )
 
     def guess(self, out: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` best next tokens [w, k] after outputs [w, D], and their log-confidences."""
-        logits = self.head.logits(self.lm, out).float()
-        top = logits.topk(min(k, logits.shape[1]), dim=-1)
-        confidences = top.values - logits.logsumexp(dim=-1, keepdim=True)
-        return self.head.ids(top.indices).cpu().numpy(), confidences.cpu().numpy()
+        read = out if self.head.norm is None else self.head.norm(out).to(out.dtype)
+        confidences = self.lm_head(read).log_softmax(dim=-1, dtype=torch.float32)
+        top = confidences.topk(min(k, confidences.shape[1]), dim=-1)
+        return self.head.ids(top.indices).cpu().numpy(), top.values.cpu().numpy()
 
-
-def _attend(queries: Tensor, text: Text, end: int, hidden: Tensor | None = None) -> Tensor:
-    """Attention [1, K, G, N, size] of queries over the first ``end`` slots; ``hidden`` as in ``Continuer.level``."""
-    scores = torch.matmul(queries.flatten(2, 3), text.keys[:, :, :end].transpose(2, 3))
-    if hidden is not None:
-        scores.view(*queries.shape[:4], end)[..., -hidden.shape[1] :] += hidden
-    mixed = torch.matmul(torch.softmax(scores, dim=-1), text.values[:, :, :end])
-    return mixed.view(queries.shape)
+    def _enter(self, tokens: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """x and r, see ``eagle_layer``."""
+        e = self.head.embed(self.lm, tokens).to(f.dtype)
+        if self.head.norm is None:
+            x = self.fc(torch.cat([e, f], dim=1))
+            return x, x
+        joined, residual = self.join(e, f)
+        return joined.to(f.dtype), residual.to(f.dtype)
 
 
 class TreeDrafter(Drafter):

@@ -179,7 +179,7 @@ class EagleHead(Head):
         for step in range(distances):
             e = self.embed(lm, tokens[:, step + 1 : step + 1 + count]).to(f.dtype)
             x, residual = self.enter(e, f)
-            queries, keys, values = layer.project(x, places + step, count + step, x.dtype)
+            queries, keys, values = layer.project(x, places + step)
             passes.append((keys, values))
             f = layer.finish(residual, along(queries, passes[0], passes[1:]))
             found.append(f)

@@ -22,7 +22,6 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ramify.errors import RamifyError, unknown
 from ramify.models.fused import ROTATIONS, Rotation, rotate
-from ramify.models.projection import Projection
 
 
 @dataclass(frozen=True)
@@ -101,38 +100,41 @@ class EagleLayer(nn.Module):
             max_position_embeddings=1 << 20,
         )
         self.rotation = Rotation(LlamaRotaryEmbedding(rotary), None)
-        self.qkv = Projection(self.self_attn, "q_proj", "k_proj", "v_proj")
-        self.out = Projection(self.self_attn, "o_proj")
-        self.gate_up = Projection(self.mlp, "gate_proj", "up_proj")
-        self.down = Projection(self.mlp, "down_proj")
-        self.projections: list[Projection] = [self.qkv, self.out, self.gate_up, self.down]
 
     def join(self, e: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
         """x and r of EAGLE-3's layout."""
         normed = self.hidden_norm(f)
         return torch.cat([self.input_layernorm(e), normed], dim=-1), normed if self.norm_first else f
 
-    def project(self, x: Tensor, places: Tensor, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, K, G, N, size], keys and values [B, K, N, size] in ``dtype`` of x [B, N, …].
+    def project(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, K, G, N, size], keys and values [B, K, N, size] of x [B, N, …] at ``places`` [N].
 
-        At ``places`` [N], all below ``end``. G queries share a key head; they come divided by the root of their size.
+        G queries share a key head; they come divided by the root of their size.
         """
-        count = self.heads + self.key_heads
-        qkv = self.qkv(x).view(*x.shape[:2], count + self.key_heads, self.head_size).to(dtype)
-        turned, values = torch.split(qkv, [count, self.key_heads], dim=2)
-        turn = self.rotation.at(places[None], end, turned)
-        queries, keys = torch.split(rotate(turned, *turn), [self.heads, self.key_heads], dim=2)
-        queries = queries.transpose(1, 2) / math.sqrt(self.head_size)
-        queries = queries.view(len(x), self.key_heads, -1, x.shape[1], self.head_size)
-        return queries, keys.transpose(1, 2), values.transpose(1, 2)
+        attention: Any = self.self_attn
+        queries, keys, values = (
+            layer(x).view(*x.shape[:2], -1, self.head_size).to(x.dtype)
+            for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        turn = [table[None].to(x.dtype) for table in self.turns(places)]
+        queries = rotate(queries, *turn).transpose(1, 2) / math.sqrt(self.head_size)
+        queries = queries.reshape(len(x), self.key_heads, -1, x.shape[1], self.head_size)
+        return queries, rotate(keys, *turn).transpose(1, 2), values.transpose(1, 2)
 
     def finish(self, residual: Tensor, mixed: Tensor) -> Tensor:
         """What the layer puts out [B, N, D], from r [B, N, D] and what attention gave [B, K, G, N, size]."""
-        mixed = mixed.flatten(1, 2).transpose(1, 2).flatten(2).to(residual.dtype)
-        y = residual + self.out(mixed)
-        gate, up = self.gate_up(self.post_attention_layernorm(y)).chunk(2, dim=-1)
-        found: Tensor = y + self.down(functional.silu(gate) * up)
+        attention: Any = self.self_attn
+        mlp: Any = self.mlp
+        y = residual + attention.o_proj(mixed.flatten(1, 2).transpose(1, 2).flatten(2).to(residual.dtype))
+        inner = self.post_attention_layernorm(y)
+        found: Tensor = y + mlp.down_proj(functional.silu(mlp.gate_proj(inner)) * mlp.up_proj(inner))
         return found
+
+    def turns(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotation tables [N, 1, size] for ``places`` [N]: cosines, and sines signed as ``rotate`` wants them."""
+        end = int(places[-1]) + 1
+        cos, sin = self.rotation.at(places[None], end, torch.empty(0, device=places.device))
+        return cos[0], sin[0]
 
 
 def along(queries: Tensor, text: tuple[Tensor, Tensor], branch: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
