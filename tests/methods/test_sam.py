@@ -19,12 +19,12 @@ from safetensors.numpy import load_file, save_file
 
 import ramify.methods.draft.sam as module
 from ramify.api import generate
+from ramify.engine.automaton import SuffixAutomaton
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.sampling import Sampler
 from ramify.engine.tree import TokenTree
 from ramify.errors import RamifyError
 from ramify.methods.base import DraftMethod
-from ramify.methods.draft.automaton import SuffixAutomaton
 from ramify.methods.draft.sam import SAMDecoding
 from ramify.methods.draft.sizing import PRIOR
 from ramify.methods.draft.static_automaton import Reader, StaticAutomaton

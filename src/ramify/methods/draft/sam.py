@@ -29,12 +29,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ramify.engine.automaton import SuffixAutomaton
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.request import Request
 from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
 from ramify.methods.base import DraftMethod
-from ramify.methods.draft.automaton import SuffixAutomaton
 from ramify.methods.draft.parts import parts_of
 from ramify.methods.draft.sizing import ChainLength, PromisedSize
 from ramify.methods.draft.static_automaton import Reader, StaticAutomaton

@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ramify.engine.automaton import SEPARATOR, SuffixAutomaton
 from ramify.errors import RamifyError, first_line
-from ramify.methods.draft.automaton import SEPARATOR, SuffixAutomaton
 
 FORMAT = "ramify suffix automaton 1"
 _ARRAYS = ("text", "longest", "link", "first_end", "count", "offsets", "tokens", "targets")

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ramify.engine.automaton import SuffixAutomaton
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.request import Request
 from ramify.engine.tree import TokenTree
 from ramify.errors import RamifyError
 from ramify.methods.base import DraftMethod
-from ramify.methods.draft.automaton import SuffixAutomaton
 from ramify.methods.draft.sizing import ChainLength
 from ramify.methods.registry import register
 from ramify.models.calibrate import calibrate

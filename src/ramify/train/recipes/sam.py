@@ -6,8 +6,8 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 
+from ramify.engine.automaton import SuffixAutomaton
 from ramify.errors import RamifyError
-from ramify.methods.draft.automaton import SuffixAutomaton
 from ramify.methods.draft.static_automaton import StaticAutomaton
 from ramify.methods.head import fingerprint
 from ramify.models.causal import CausalLM
