@@ -20,7 +20,7 @@ from ramify.models.causal import CausalLM
 
 @dataclass(frozen=True)
 class Decision:
-    """What a pool came to: its paths, best first, the answer, and what each answer weighs."""
+    """What a pool came to: the paths that count, best first, the answer, and what each answer weighs."""
 
     paths: Sequence[Path]
     answer: str | None
@@ -85,7 +85,9 @@ def _conclude(pool: Pool, policy: Policy) -> Iterator[Event]:
         yield Noted(f"none of {len(pool.paths)} paths came to its end ({why}); the longest one is given as it is")
     if decision.answer is None and pool.ended:
         yield Noted(f"no answer could be parsed from any of {len(pool.ended)} finished paths; look at their texts")
-    yield Decided(pool.row, pool.step, tuple(decision.paths), decision.answer, dict(decision.votes))
+    ranked = set(decision.paths)
+    paths = (*decision.paths, *(path for path in pool.paths if path not in ranked))
+    yield Decided(pool.row, pool.step, paths, decision.answer, dict(decision.votes))
     best = decision.paths[0]
     yield Accepted(pool.row, pool.step, (), tuple(best.tokens[pool.settled :]), 0.0)
     yield Finished(pool.row, pool.step, best.finish or "length")
