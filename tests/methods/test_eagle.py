@@ -419,7 +419,7 @@ def test_what_does_not_pay_rests():
         sizes.append(len(drafter.draft(context(WINDOW[0].tolist()))))
         drafter._wait([5], {-1: f[-1:]}, [0])
         if len(sizes) == 1:
-            pace.costs[:] = 1.0
+            pace.costs = [1.0] * len(pace.costs)
             pace.level = 0.0
     assert sizes == [0] * REST + [sizes[REST]] + [sizes[-1]]
     assert sizes[REST] > 0

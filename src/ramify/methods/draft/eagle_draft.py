@@ -118,7 +118,8 @@ class TreeDrafter(Drafter):
         self._wait(outcome.tokens, outcome.hidden, outcome.path)
 
     def _wait(self, tokens: Sequence[int], hidden: Mapping[int, Tensor], rows: Sequence[int]) -> None:
-        states = torch.cat([hidden[layer][list(rows)] for layer in self.continuer.head.reads], dim=-1)
+        read = [hidden[layer][list(rows)] for layer in self.continuer.head.reads]
+        states = torch.cat(read, dim=-1) if len(read) > 1 else read[0]
         self.waiting.append((torch.tensor(tokens, device=states.device), states))
 
     def _read(self) -> Tensor | None:

@@ -7,6 +7,8 @@ them costs what the curve says, and every level that was drafted costs one pass 
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable
 
@@ -24,7 +26,7 @@ class Pace:
     """Chooses, up to ``largest`` nodes, how many to keep and whether another level pays. ``level``: seconds of one."""
 
     def __init__(self, curve: CostCurve, level: float, largest: int) -> None:
-        self.costs = np.array([curve.cost(nodes + 1) for nodes in range(largest + 1)])
+        self.costs = [curve.cost(nodes + 1) for nodes in range(largest + 1)]
         self.level = level
         self.row = (self.costs[-1] - self.costs[0]) / largest
         self.accepted, self.promised = PRIOR
@@ -40,21 +42,23 @@ class Pace:
 
         The last level's kept candidates hold a share of the promises, and the next one is taken to lose as much again.
         """
-        values = np.concatenate(growth.values)
-        ordered = np.sort(values)[::-1][: len(self.costs) - 1]
-        expected = np.concatenate([[0.0], np.cumsum(self._promise(ordered))]) + 1.0
-        speeds = expected / (self.costs[: len(expected)] + self.level * len(growth.values))
-        nodes = int(speeds.argmax())
+        # Plain numbers: on so few of them a loop costs a third of numpy's calls.
+        levels, drafting = [values.tolist() for values in growth.values], self.level * len(growth.values)
+        ordered = sorted(itertools.chain.from_iterable(levels), reverse=True)[: len(self.costs) - 1]
+        nodes, expected, speed = 0, 1.0, 1.0 / (self.costs[0] + drafting)
+        for count, value in enumerate(ordered, 1):
+            expected += self._promise(value)
+            if expected > speed * (self.costs[count] + drafting):
+                nodes, speed = count, expected / (self.costs[count] + drafting)
         if nodes == 0:
-            return 0, np.inf, False
-        least, speed = float(ordered[nodes - 1]), float(speeds[nodes])
-        last = growth.values[-1]
-        held = self._promise(last[last >= least])
+            return 0, math.inf, False
+        least = ordered[nodes - 1]
+        last = [self._promise(value) for value in levels[-1] if value >= least]
         before = 1.0
-        if len(growth.values) > 1:
-            before = max(1e-9, float(self._promise(growth.values[-2][growth.values[-2] >= least]).sum()))
-        gain = float(held.sum()) * min(1.0, float(held.sum()) / before)
-        return nodes, least, gain > speed * (self.level + len(held) * self.row)
+        if len(levels) > 1:
+            before = max(1e-9, sum(self._promise(value) for value in levels[-2] if value >= least))
+        gain = sum(last) * min(1.0, sum(last) / before)
+        return nodes, least, gain > speed * (self.level + len(last) * self.row)
 
     def plain(self) -> None:
         """Learn that nothing was worth drafting."""
@@ -65,9 +69,8 @@ class Pace:
         self.promised += float(np.exp(values).sum())
         self.accepted += accepted
 
-    def _promise(self, values: np.ndarray) -> np.ndarray:
-        promised: np.ndarray = np.minimum(1.0, self.accepted / self.promised * np.exp(values))
-        return promised
+    def _promise(self, value: float) -> float:
+        return min(1.0, self.accepted / self.promised * math.exp(value))
 
 
 def relative(work: Callable[[], object], unit: Callable[[], object]) -> float:
