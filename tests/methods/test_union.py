@@ -58,7 +58,7 @@ class Fixed(Drafter):
 
 def parallel(trees: Sequence[TokenTree], cost: Any = None, **options: Any) -> tuple[Parallel, list[Fixed]]:
     parts = [Fixed(tree) for tree in trees]
-    return Parallel(Union(**options), parts, Usefulness(), cost), parts
+    return Parallel(Union(**options), parts, Usefulness(), cost, vocab_size=10), parts
 
 
 def context(levels: int = 50) -> Context:

@@ -20,6 +20,7 @@ from ramify.models.cache import send
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # a transformers LogitsProcessor
 
+AHEAD = 64  # positions whose noise is kept for those who look ahead
 _STATEFUL = {"UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor"}
 
 
@@ -37,6 +38,7 @@ class Noise:
     def __init__(self, seed: int, stream: int = 0) -> None:
         self.seed, self.stream = seed, stream
         self._generator = torch.Generator()
+        self._ahead: dict[tuple[int, int], Tensor] = {}
 
     def at(self, position: int) -> torch.Generator:
         """The generator of ``position``, at its start (valid until the next call)."""
@@ -50,11 +52,22 @@ class Noise:
 
     def winner(self, law: Tensor, position: int) -> Tensor:
         """``pick`` as an index on the law's device, for which nobody has to wait."""
-        return (law / send(self.race(law.shape[-1], position), law.device)).argmax()
+        size = law.shape[-1]
+        race = self._ahead.pop((size, position), None)
+        return (law / send(self.race(size, position) if race is None else race, law.device)).argmax()
 
     def race(self, size: int, position: int) -> Tensor:
         """One exponential variable [size] for each token; who has the greatest law ÷ variable wins."""
         return torch.empty(size).exponential_(generator=self.at(position))
+
+    def ahead(self, size: int, position: int) -> Tensor:
+        """``race`` for a drafter that looks ahead, kept until a token is chosen there; not to be changed."""
+        race = self._ahead.get((size, position))
+        if race is None:
+            if len(self._ahead) >= AHEAD:
+                del self._ahead[next(iter(self._ahead))]
+            race = self._ahead[size, position] = self.race(size, position)
+        return race
 
 
 class Sampler:

@@ -71,6 +71,16 @@ class TreeShape:
         return tuple(map(tuple, lists))
 
     @functools.cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """Place of every node among its siblings [N]."""
+        seen = [0] * (len(self.parents) + 1)
+        ranks: list[int] = []
+        for parent in self.parents:
+            ranks.append(seen[parent])
+            seen[parent] += 1
+        return tuple(ranks)
+
+    @functools.cached_property
     def is_chain(self) -> bool:
         return all(parent == node - 1 for node, parent in enumerate(self.parents))
 
@@ -175,7 +185,8 @@ class TokenTree:
     ``tokens``: int64 [N]. ``drawn``: for drafters that sample, the draws that made the children of a node, by node
     (−1 for the last committed token); a node without an entry has deterministic children. ``embeddings``: float
     [N, D] together with ``soft`` (bool [N]) for nodes whose input embedding is given directly; their token is not
-    looked up. ``ghosts``: nodes that are scored beside these and never kept.
+    looked up. ``ghosts``: nodes that are scored beside these and never kept. ``promises`` [N]: what the drafter takes
+    for each token's probability behind its parent, where it has an opinion; nothing but other drafters reads them.
     """
 
     tokens: Tensor
@@ -184,12 +195,15 @@ class TokenTree:
     embeddings: Tensor | None = None
     soft: Tensor | None = None
     ghosts: Ghosts | None = None
+    promises: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.shape != (len(self.shape),):
             raise RamifyError(f"a tree of {len(self.shape)} nodes needs as many tokens, got {list(self.tokens.shape)}")
         if (self.embeddings is None) != (self.soft is None):
             raise RamifyError("soft nodes need both their embeddings and the mask that marks them")
+        if self.promises is not None and len(self.promises) != len(self.shape):
+            raise RamifyError(f"a tree of {len(self.shape)} nodes needs as many promises, got {len(self.promises)}")
 
     def __len__(self) -> int:
         return len(self.shape)
@@ -253,6 +267,7 @@ class TokenTree:
             None if self.embeddings is None else self.embeddings[index],
             None if self.soft is None else self.soft[index],
             self._ghosts_within(levels, place),
+            None if self.promises is None else [self.promises[node] for node in nodes],
         )
 
     def _ghosts_within(self, levels: int, place: dict[int, int]) -> Ghosts | None:

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -184,8 +184,21 @@ class AdaptiveDrafter(Drafter):
         nodes = self.sizing.wanted(tokens) if self.sizing else self.options.nodes or 0
         if nodes == 0 or len(tokens) < 2:
             return TokenTree.empty()
-        tree = self._tree(self.table.pair(*tokens[-2:]), nodes)
-        return self.sizing.draft(tree, tokens) if self.sizing else tree.first(len(tree))
+        pair = self.table.pair(*tokens[-2:])
+        tree = self._tree(pair, nodes)
+        draft = self.sizing.draft(tree, tokens) if self.sizing else tree.first(len(tree))
+        return replace(draft, promises=self._promises(pair, draft))
+
+    def _promises(self, pair: int, draft: TokenTree) -> list[float]:
+        """The share of every node's token among the successors of the pair before it."""
+        pairs: list[int] = []
+        promises: list[float] = []
+        for token, parent in zip(draft.tokens.tolist(), draft.shape.parents, strict=True):
+            before = pairs[parent] if parent >= 0 else pair
+            row = self.table.row(before)
+            promises.append(row.share(token) if row else 0.0)
+            pairs.append(self.table.next(before, token))
+        return promises
 
     def _reinforce(self, tokens: Sequence[int], by: float) -> None:
         for u, v, w in zip(tokens, tokens[1:], tokens[2:], strict=False):

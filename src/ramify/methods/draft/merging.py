@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,8 +15,9 @@ from ramify.engine.tree import Ghosts, TokenTree, TreeShape
 from ramify.errors import RamifyError
 
 Proposal = tuple[int, int, int]  # the part, the node's number in its tree, its place among its siblings there
-Kind = tuple[int, int, int, int, int]  # the part, its tree's size class, the node's depth, its rank, who agrees
+Kind = tuple[int, int, int, int, int]  # the part, its promise or its tree's size, the depth, the rank, who agrees
 DEPTHS, RANKS = 3, 8  # kinds tell no more apart what is deeper, or further back among siblings
+PROMISES = 8  # classes of promises, each about two thirds of the one before
 
 
 @dataclass
@@ -23,7 +25,7 @@ class Merged:
     """A trie of the nodes of several trees: siblings with the same token are one node, in the order of the trees.
 
     ``tokens``, ``parents``, ``depth`` [N]; ``proposals`` [N]: who proposed each node. ``places[p][i]``: where node i of
-    tree p is. ``children``: nodes by parent and token.
+    tree p is. ``children``: nodes by parent and token. ``luck`` [N]: the class of each token's noise, if it is sampled.
     """
 
     trees: Sequence[TokenTree]
@@ -33,6 +35,7 @@ class Merged:
     proposals: list[list[Proposal]] = field(default_factory=list)
     places: list[list[int]] = field(default_factory=list)
     children: dict[tuple[int, int], int] = field(default_factory=dict)
+    luck: list[int] | None = None
 
     @staticmethod
     def of(trees: Sequence[TokenTree]) -> Merged:
@@ -43,15 +46,16 @@ class Merged:
                 what = "tokens drawn at random" if tree.drawn else "soft nodes"
                 raise RamifyError(f"a tree with {what} cannot be merged with others; draft it alone")
             places: list[int] = []
-            ranks = [0] * (len(tree) + 1)
-            for node, (token, parent) in enumerate(zip(tree.tokens.tolist(), tree.shape.parents, strict=True)):
+            shape = tree.shape
+            for node, (token, parent, rank) in enumerate(
+                zip(tree.tokens.tolist(), shape.parents, shape.ranks, strict=True)
+            ):
                 above = places[parent] if parent >= 0 else -1
                 place = merged.children.get((above, token))
                 if place is None:
                     place = merged._enter(token, above)
                 places.append(place)
-                merged.proposals[place].append((part, node, ranks[parent]))
-                ranks[parent] += 1
+                merged.proposals[place].append((part, node, rank))
             merged.places.append(places)
         return merged
 
@@ -68,12 +72,21 @@ class Merged:
 
     @functools.cached_property
     def kinds(self) -> list[list[Kind]]:
-        """Of every node's proposals [N], what tells them apart; the size of a part's tree counts in powers of two."""
+        """Of every node's proposals [N], what tells them apart: the promise p as −1 − 1.5 · log2 1/p, rounded, or where
+        there is none the size of the part's tree in powers of two, and the rank."""
+        promises = [tree.promises and [-1 - _class(each) for each in tree.promises] for tree in self.trees]
         sizes = [len(tree).bit_length() for tree in self.trees]
-        return [
-            [(part, sizes[part], min(depth, DEPTHS), min(rank, RANKS), len(proposals)) for part, _, rank in proposals]
-            for proposals, depth in zip(self.proposals, self.depth, strict=True)
-        ]
+        found: list[list[Kind]] = []
+        for proposals, deep in zip(self.proposals, self.depth, strict=True):
+            depth, agree, kinds = min(deep, DEPTHS), len(proposals), list[Kind]()
+            for part, node, rank in proposals:
+                promised = promises[part]
+                if promised:
+                    kinds.append((part, promised[node], depth, 0, agree))
+                else:
+                    kinds.append((part, sizes[part], depth, min(rank, RANKS), agree))
+            found.append(kinds)
+        return found
 
     def rows(self) -> list[int]:
         """How many rows of a pass each node is worth, with the ghosts that descend from it [N]; last, those of none."""
@@ -168,6 +181,10 @@ class Taken:
         parents = tuple(at.get(parent, parent) for parent in (scored.parents[ghost] for ghost in kept))
         kinds = tuple(scored.kinds[ghost] // count for ghost in kept)
         return replace(self.ghosts[part], parents=parents, kinds=kinds), outcome.ghosts[kept]
+
+
+def _class(promise: float) -> int:
+    return min(max(round(-1.5 * math.log2(max(promise, 1e-6))), 0), PROMISES)
 
 
 def _moved(ghosts: Ghosts, shape: TreeShape, at: Mapping[int, int], size: int) -> Ghosts | None:

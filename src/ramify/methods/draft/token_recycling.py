@@ -92,7 +92,7 @@ class TokenRecycling(DraftMethod):
     def drafter(self, lm: CausalLM, request: Request) -> Drafter:
         if self.k > lm.vocab_size:
             raise RamifyError(f"k is {self.k}, but {lm.name} has {lm.vocab_size} tokens; choose a smaller k")
-        return Recycler(self, self._tree(lm, request.sampler.greedy), self._matrix(lm))
+        return Recycler(self, self._tree(lm, request.sampler.greedy), self._matrix(lm), self._shares(lm))
 
     def _tree(self, lm: CausalLM, greedy: bool) -> Template:
         name = self.template
@@ -116,6 +116,12 @@ class TokenRecycling(DraftMethod):
             matrix = self.memory["matrix", lm] = np.zeros((lm.vocab_size, self.k), dtype=np.int32)
         return matrix
 
+    def _shares(self, lm: CausalLM) -> np.ndarray:
+        if self.scope == "request":
+            return np.zeros((lm.vocab_size, self.k), dtype=np.float32)
+        shares: np.ndarray = self.memory.setdefault(("shares", lm), np.zeros((lm.vocab_size, self.k), dtype=np.float32))
+        return shares
+
 
 def load_template(name: str) -> Template:
     """A bundled template ("paper", "greedy", "sampled"), or one from a file."""
@@ -129,10 +135,15 @@ def load_template(name: str) -> Template:
 
 
 class Recycler(Drafter):
-    """Fills ``template`` from ``matrix`` [V, k] (int32, may be shared between sequences) and keeps it up to date."""
+    """Fills ``template`` from ``matrix`` [V, k] (int32, may be shared between sequences) and keeps it up to date.
 
-    def __init__(self, options: TokenRecycling, template: Template, matrix: np.ndarray) -> None:
-        self.options, self.template, self.matrix = options, template, matrix
+    ``shares`` [V, k] (float32): the softmax over the k logits that were kept; None to make no promises.
+    """
+
+    def __init__(
+        self, options: TokenRecycling, template: Template, matrix: np.ndarray, shares: np.ndarray | None = None
+    ) -> None:
+        self.options, self.template, self.matrix, self.shares = options, template, matrix, shares
         self.wants_prompt_logits = options.seed_from_prompt and len(template.ranks) > 0
 
     def observe_prompt(self, tokens: list[int], logits: Tensor | None, hidden: Mapping[int, Tensor]) -> None:
@@ -142,9 +153,14 @@ class Recycler(Drafter):
     def draft(self, context: Context) -> TokenTree:
         filled = np.empty(len(self.template.ranks) + 1, dtype=np.int64)
         filled[0] = context.tokens[-1]
+        promised = np.empty(len(filled), dtype=np.float32)
         for nodes, parents, ranks in self.template.levels:
-            filled[nodes] = self.matrix[filled[parents], ranks]
-        return TokenTree(torch.from_numpy(filled[1:]), self.template.shape)
+            rows = filled[parents]
+            filled[nodes] = self.matrix[rows, ranks]
+            if self.shares is not None:
+                promised[nodes] = self.shares[rows, ranks]
+        promises = None if self.shares is None else promised[1:].tolist()
+        return TokenTree(torch.from_numpy(filled[1:]), self.template.shape, promises=promises)
 
     def observe(self, outcome: Outcome) -> None:
         if not self.template.ranks:
@@ -157,7 +173,10 @@ class Recycler(Drafter):
 
     def _recycle(self, tokens: np.ndarray, logits: Tensor) -> None:
         # numpy assigns repeated indices in order: the last node with a token wins.
-        self.matrix[tokens] = logits.topk(self.options.k, dim=-1).indices.cpu().numpy()
+        best = logits.topk(self.options.k, dim=-1)
+        self.matrix[tokens] = best.indices.cpu().numpy()
+        if self.shares is not None:
+            self.shares[tokens] = torch.softmax(best.values.float(), dim=-1).cpu().numpy()
 
 
 def calibrate_template(lm: CausalLM, requests: Iterable[Request], nodes: int = 160) -> Template:

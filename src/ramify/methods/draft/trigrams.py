@@ -24,13 +24,20 @@ KEYS = 1 << 18  # rows that are adapted
 
 
 class Row:
-    """Successors of one pair: ``tokens`` with their ``weights``, and the running sums of these for sampling."""
+    """Successors of one pair: ``tokens`` with their ``weights``."""
 
-    __slots__ = ("cumulative", "tokens", "weights")
+    __slots__ = ("_cumulative", "tokens", "weights")
 
     def __init__(self, tokens: list[int], weights: list[float]) -> None:
         self.tokens, self.weights = tokens, weights
-        self.cumulative = list(accumulate(weights))
+        self._cumulative: list[float] | None = None
+
+    @property
+    def cumulative(self) -> list[float]:
+        """The running sums of the weights, for sampling."""
+        if self._cumulative is None:
+            self._cumulative = list(accumulate(self.weights))
+        return self._cumulative
 
     def copy(self) -> Row:
         return Row(self.tokens.copy(), self.weights.copy())
@@ -39,6 +46,10 @@ class Row:
     def best(self) -> int:
         """The successor of largest weight (the first among equals)."""
         return self.tokens[self.weights.index(max(self.weights))]
+
+    def share(self, token: int) -> float:
+        """The part of a successor in all weights, which are not scaled up where they sum to less than 1."""
+        return self.weights[self.tokens.index(token)] / max(1.0, self.cumulative[-1])
 
     def reinforce(self, token: int, by: float, cap: float, limit: int) -> None:
         """weight(token) <- min(cap, weight + by), a new successor taking the place of the lightest of ``limit``."""
@@ -51,7 +62,7 @@ class Row:
                 del self.tokens[lightest], self.weights[lightest]
             self.tokens.append(token)
             self.weights.append(min(cap, by))
-        self.cumulative = list(accumulate(self.weights))
+        self._cumulative = None
 
 
 @dataclass(frozen=True, eq=False)

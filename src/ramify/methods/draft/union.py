@@ -7,7 +7,9 @@ own nodes in the scored tree, whoever proposed the tokens that were accepted. Ex
 engine verifies by matching; a method that verifies otherwise is refused, for draws of different laws cannot be merged.
 
 ``share``: who gets the rows. "useful" (default): the nodes with the highest product, along their path, of how often
-proposals of their kind were right (``Usefulness``), measured all the time for drafted and undrafted nodes alike.
+proposals of their kind were right (``Usefulness``), measured all the time for drafted and undrafted nodes alike; for
+sampled text with a view to the noise that chooses each token, which does not depend on the text and so is known ahead
+(Gumbel coupling, as in Daliri, Musco & Suresh, arXiv 2408.07978).
 "turns": the parts' nodes in turn, each in its part's own order. "order": part after part.
 ``nodes``: most nodes of the merged tree. None sizes it step by step: of the nodes in the order of ``share`` as many as
 have the most expected tokens per second on the machine's cost curve, (1 + Σ rates) / (cost(rows) + fixed work), ghost
@@ -34,7 +36,7 @@ from ramify.errors import RamifyError, unknown
 from ramify.methods.base import DraftMethod
 from ramify.methods.draft.merging import Merged, Taken
 from ramify.methods.draft.parts import Parts, parts_of, require_match
-from ramify.methods.draft.usefulness import Usefulness
+from ramify.methods.draft.usefulness import Usefulness, luck
 from ramify.methods.registry import register
 from ramify.models.calibrate import calibrate
 from ramify.models.causal import CausalLM
@@ -88,11 +90,14 @@ class Union(DraftMethod):
             curve = calibrate(lm)
             fixed = FIXED * curve.cost(1)
             cost = self.memory["cost", lm] = functools.cache(lambda rows: curve.cost(rows) + fixed)
-        return Parallel(self, [part.drafter(lm, request) for part in parts], usefulness, cost)
+        return Parallel(self, [part.drafter(lm, request) for part in parts], usefulness, cost, lm.vocab_size)
 
 
 class Parallel(Drafter):
-    """Drafts with all of ``parts`` and takes what is worth a row; ``cost``: seconds of a pass over so many rows."""
+    """Drafts with all of ``parts`` and takes what is worth a row; ``cost``: seconds of a pass over so many rows.
+
+    ``vocab_size``: over how many tokens the noise of a position is drawn.
+    """
 
     def __init__(
         self,
@@ -100,8 +105,9 @@ class Parallel(Drafter):
         parts: Sequence[Drafter | None],
         usefulness: Usefulness,
         cost: Callable[[int], float] | None,
+        vocab_size: int,
     ) -> None:
-        self.options, self.usefulness, self.cost = options, usefulness, cost
+        self.options, self.usefulness, self.cost, self.vocab_size = options, usefulness, cost, vocab_size
         self.parts = [part for part in parts if part is not None]
         self.wants_prompt_logits = any(part.wants_prompt_logits for part in self.parts)
         self.hidden_layers = sorted({layer for part in self.parts for layer in part.hidden_layers})
@@ -123,16 +129,29 @@ class Parallel(Drafter):
 
     def draft(self, context: Context) -> TokenTree:
         self.merged = Merged.of([part.draft(context).cut(context.levels) for part in self.parts])
+        if self._rated and not context.sampler.greedy:
+            self.merged.luck = self._luck(context)
         self.taken = self.merged.take(self._choose())
         return self.taken.tree
 
     def observe(self, outcome: Outcome) -> None:
         at = self.taken.places(outcome)
-        if at and (self.options.share == "useful" or self.cost):
+        if at and self._rated:
             self.usefulness.observe(self.merged, outcome.tokens[outcome.tree.shape.depth[at[-1]] :])
         for part, seen in zip(self.parts, self.taken.outcomes(outcome), strict=True):
             part.observe(seen)
         self._forget()
+
+    @property
+    def _rated(self) -> bool:
+        """Whether it matters how often nodes are right."""
+        return self.options.share == "useful" or self.cost is not None
+
+    def _luck(self, context: Context) -> list[int]:
+        """The class of the noise that every node's token meets."""
+        noise, first, depths = context.sampler.noise, context.position, self.merged.depth
+        races = [noise.ahead(self.vocab_size, first + depth).numpy() for depth in range(max(depths, default=-1) + 1)]
+        return [luck(races[depth][token]) for token, depth in zip(self.merged.tokens, depths, strict=True)]
 
     def _forget(self) -> None:
         """There is no draft under way; the next step may come without one, inside a switch or another drafter."""
@@ -142,7 +161,7 @@ class Parallel(Drafter):
         """The nodes of the merged tree to draft."""
         merged, share = self.merged, self.options.share
         order = list(range(len(merged)))
-        rates = self.usefulness.rates(merged) if share == "useful" or self.cost else []
+        rates = self.usefulness.rates(merged) if self._rated else []
         if share == "useful":
             order.sort(key=lambda node: -rates[node])
         elif share == "turns":
