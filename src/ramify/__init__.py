@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ramify.methods.registry import catalogue as methods
     from ramify.models.calibrate import calibrate
     from ramify.models.causal import CausalLM, load
+    from ramify.models.endpoint import RemoteError
+    from ramify.models.remote import RemoteLM
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,8 @@ __all__ = [
     "CausalLM",
     "Method",
     "RamifyError",
+    "RemoteError",
+    "RemoteLM",
     "Result",
     "calibrate",
     "compare",
@@ -50,6 +54,8 @@ __all__ = [
 _PLACES = {
     "CausalLM": "ramify.models.causal",
     "Method": "ramify.methods.base",
+    "RemoteError": "ramify.models.endpoint",
+    "RemoteLM": "ramify.models.remote",
     "Result": "ramify.engine.result",
     "calibrate": "ramify.models.calibrate",
     "compare": "ramify.bench.compare",
