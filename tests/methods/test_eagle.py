@@ -307,7 +307,6 @@ def test_every_branch_is_continued_alone(sizes: dict[str, Any]):
     window = WINDOW[0]
     f = states(model, head, window[None])[0]
     drafter = TreeDrafter(continuer, depth=4, width=5, nodes=60)
-    drafter.start(window.tolist())
     drafter.observe_prompt(window[:-1].tolist(), None, dict(zip(head.reads, f[:-1].split(32, dim=-1), strict=False)))
     tree = drafter.draft(context(window.tolist()))
     assert len(tree) == 60
@@ -341,7 +340,6 @@ def test_after_any_number_of_steps_the_text_is_as_if_read_at_once(sizes: dict[st
     for step, (draft, committed) in enumerate(zip(drafts, steps, strict=False)):
         if step in (0, 1, 7, 20):
             fresh = method.drafter(model, None)  # type: ignore[arg-type]
-            fresh.start(tokens)
             f = states(model, head, torch.tensor([tokens[:-1]]))[0].split(32, dim=-1)
             for begin in range(0, len(tokens) - 1, 9):  # in pieces, as long prompts are read
                 part = {layer: each[begin : begin + 9] for layer, each in zip(head.reads, f, strict=False)}
@@ -350,6 +348,42 @@ def test_after_any_number_of_steps_the_text_is_as_if_read_at_once(sizes: dict[st
             assert again.tokens.tolist() == draft.tokens.tolist()
             assert again.shape is draft.shape
         tokens += committed
+
+
+@pytest.mark.parametrize("sizes", [{}, {"version": 3}])
+@pytest.mark.parametrize("length", [4, 12, 14])
+@pytest.mark.parametrize("drafts", [True, False])
+def test_after_a_rewind_it_drafts_as_if_it_had_never_seen_what_was_refused(
+    sizes: dict[str, Any], length: int, drafts: bool
+):
+    """Within the prompt, within a step, and where only the pending token changes; with or without a draft since."""
+    model = lm("llama")
+    head = heads.eagle(model, **sizes)
+    refused, wanted = text(16, 5), [*text(16, 5)[:length], *text(16 - length, 9)]
+    continuer = Continuer(head, model)
+    made, fresh = TreeDrafter(continuer, 3, 4, 12), TreeDrafter(continuer, 3, 4, 12)
+
+    def tell(drafter: TreeDrafter, tokens: list[int], begin: int, end: int) -> None:
+        told = states(model, head, torch.tensor([tokens]))[0, begin:end].split(32, dim=-1)
+        drafter.observe_prompt(tokens[begin:end], None, dict(zip(head.reads, told, strict=False)))
+
+    tell(made, refused, 0, 9)
+    made.draft(context(refused[:10]))
+    tell(made, refused, 9, 14)
+    if drafts:
+        made.draft(context(refused[:15]))
+    made.rewind(length)
+    if length < 14:
+        assert made.text.length == min(length - 1, 14 if drafts else 9)
+        tell(made, wanted, length, 14)
+    tell(fresh, wanted, 0, 14)
+    mine, theirs = made.draft(context(wanted[:15])), fresh.draft(context(wanted[:15]))
+    assert made.text.length == fresh.text.length == 14
+    assert mine.tokens.tolist() == theirs.tokens.tolist()
+    assert mine.shape is theirs.shape
+    close(made.text.keys[:, :14], fresh.text.keys[:, :14])
+    made.rewind(0)
+    assert len(made.draft(context([1]))) == 0  # nothing is known any more
 
 
 def test_k_one_is_a_chain():
@@ -412,12 +446,11 @@ def test_what_does_not_pay_rests():
     continuer = Continuer(heads.eagle(model), model)
     drafter = TreeDrafter(continuer, 4, 3, 8, pace)
     f = states(model, continuer.head, WINDOW[:1])[0]
-    drafter.start(WINDOW[0].tolist())
     drafter.observe_prompt(WINDOW[0, :-1].tolist(), None, {-1: f[:-1]})
-    sizes = []
+    sizes: list[int] = []
     for _ in range(REST + 2):
-        sizes.append(len(drafter.draft(context(WINDOW[0].tolist()))))
-        drafter._wait([5], {-1: f[-1:]}, [0])
+        sizes.append(len(drafter.draft(context([*WINDOW[0].tolist(), *[5] * len(sizes)]))))
+        drafter._wait({-1: f[-1:]}, [0])
         if len(sizes) == 1:
             pace.costs = [1.0] * len(pace.costs)
             pace.level = 0.0

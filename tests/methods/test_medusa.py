@@ -184,6 +184,36 @@ def test_every_node_carries_its_heads_guess():
     torch.testing.assert_close(drafter.state, fresh.hidden[-1][0, -1], atol=1e-5, rtol=1e-5)
 
 
+def test_after_a_rewind_it_drafts_as_if_it_had_never_seen_what_was_refused():
+    model = lm("llama")
+    every = Heads(heads.medusa(model), model)
+    made, fresh = (Forecaster(every, PUBLISHED.first(20)) for _ in range(2))
+    refused, wanted = text(14, 5), [*text(14, 5)[:9], *text(5, 9)]
+
+    def tell(drafter: Forecaster, tokens: list[int], begin: int, end: int) -> None:
+        states = teach(model, torch.tensor([tokens]), [-1]).hidden[-1][0, begin:end]
+        drafter.observe_prompt(tokens[begin:end], None, {-1: states})
+
+    tell(made, refused, 0, 13)
+    before = made.draft(context(refused)).tokens.tolist()
+    made.rewind(13)  # the pending token alone was refused: what it was guessed from stays
+    assert made.draft(context([*refused[:13], 3])).tokens.tolist() == before
+    made.rewind(9)
+    assert len(made.draft(context(wanted[:10]))) == 0  # the state behind the ninth token is gone
+    tell(made, wanted, 9, 12)
+    tell(fresh, wanted, 0, 12)
+    assert made.draft(context(wanted[:13])).tokens.tolist() == fresh.draft(context(wanted[:13])).tokens.tolist()
+    session = Session(model)
+    session.prefill([wanted[:12]])
+    for drafter in (made, fresh):
+        tree = drafter.draft(context(wanted[:13])).rooted(wanted[12])
+        scores = session.score(tree, hidden_layers=[-1])
+        drafter.observe(Outcome(tree, scores.logits[0], [0, 1], [int(tree.tokens[1]), 7], {-1: scores.hidden[-1][0]}))
+    for length, nodes in ((14, 20), (13, 0)):
+        made.rewind(length)
+        assert len(made.draft(context(wanted))) == nodes
+
+
 def test_a_head_that_knows_the_text_is_accepted():
     """Trained on one text until it knows it, three heads make most steps four tokens long."""
     model = lm("llama")

@@ -87,25 +87,27 @@ class TreeDrafter(Drafter):
         self.continuer, self.depth, self.width, self.nodes, self.pace = continuer, depth, width, nodes, pace
         self.hidden_layers = tuple(dict.fromkeys(continuer.head.reads))
         self.text = continuer.text()
-        self.prompt: list[int] = []
-        self.waiting: list[tuple[Tensor, Tensor]] = []  # verified tokens with the states before them, not yet read
+        self.read: list[Tensor] = []  # the target's states that the text holds, kept in case some of it is taken back
+        self.waiting: list[Tensor] = []  # those of verified tokens that it does not hold yet
         self.values = np.zeros(0)
 
-    def start(self, prompt: Sequence[int]) -> None:
-        self.prompt = list(prompt[1:])
-
-    @torch.inference_mode()
     def observe_prompt(self, tokens: list[int], logits: Tensor | None, hidden: Mapping[int, Tensor]) -> None:
-        self._read()
-        following, self.prompt = self.prompt[: len(tokens)], self.prompt[len(tokens) :]
-        self._wait(following, hidden, range(len(tokens)))
+        self._wait(hidden, range(len(tokens)))
+
+    def rewind(self, length: int) -> None:
+        states = torch.cat([*self.read, *self.waiting])[:length] if self.read or self.waiting else None
+        # The last state that stays was read with a token that may have gone: the one behind it.
+        self.text.length = max(0, min(self.text.length, length - 1))
+        self.read, self.waiting = [], []
+        if states is not None and len(states) > 0:
+            self.read, self.waiting = [states[: self.text.length]], [states[self.text.length :]]
 
     @torch.inference_mode()
     def draft(self, context: Context) -> TokenTree:
         self.values = np.zeros(0)
         if self.pace is not None and not self.pace.starts():
             return TokenTree.empty()
-        out = self._read()
+        out = self._read(context.tokens)
         if out is None or self.nodes == 0:
             return TokenTree.empty()
         tree, self.values = self._grow(out, min(self.depth, context.levels))
@@ -115,20 +117,22 @@ class TreeDrafter(Drafter):
         # In a union of drafters some nodes may have been left out, and then nobody knows what the rest promised.
         if self.pace is not None and outcome.drafted == len(self.values) > 0:
             self.pace.observe(self.values, outcome.accepted)
-        self._wait(outcome.tokens, outcome.hidden, outcome.path)
+        self._wait(outcome.hidden, outcome.path)
 
-    def _wait(self, tokens: Sequence[int], hidden: Mapping[int, Tensor], rows: Sequence[int]) -> None:
-        read = [hidden[layer][list(rows)] for layer in self.continuer.head.reads]
-        states = torch.cat(read, dim=-1) if len(read) > 1 else read[0]
-        self.waiting.append((torch.tensor(tokens, device=states.device), states))
+    @torch.inference_mode()
+    def _wait(self, hidden: Mapping[int, Tensor], rows: Sequence[int]) -> None:
+        states = [hidden[layer][list(rows)] for layer in self.continuer.head.reads]
+        self.waiting.append(torch.cat(states, dim=-1) if len(states) > 1 else states[0])
 
-    def _read(self) -> Tensor | None:
-        """Read what waits; out [1, D] behind the pending token."""
+    def _read(self, tokens: Sequence[int]) -> Tensor | None:
+        """Read what waits of the text ``tokens``; out [1, D] behind the pending one."""
         if not self.waiting:
             return None
-        tokens, states = (torch.cat(part) for part in zip(*self.waiting, strict=True))
+        states = torch.cat(self.waiting) if len(self.waiting) > 1 else self.waiting[0]
+        self.read.append(states)
         self.waiting.clear()
-        return self.continuer.read(self.text, tokens, states)
+        following = torch.tensor(tokens[self.text.length + 1 :], device=states.device)
+        return self.continuer.read(self.text, following, states)
 
     def _grow(self, out: Tensor, depth: int) -> tuple[TokenTree, np.ndarray]:
         growth, nodes = Growth(), self.nodes

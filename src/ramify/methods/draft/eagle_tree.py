@@ -40,7 +40,8 @@ class Growth:
     def frontier(self, width: int, least: float = -np.inf) -> np.ndarray:
         """Places in the last level of its ``width`` best candidates with a value of at least ``least``, best first."""
         places = best(self.values[-1], width)
-        return places[self.values[-1][places] >= least]
+        found: np.ndarray = places[self.values[-1][places] >= least]
+        return found
 
     def kept(self, nodes: int) -> tuple[TokenTree, np.ndarray]:
         """The tree of the ``nodes`` best candidates of all, and their values."""

@@ -143,9 +143,15 @@ class Forecaster(Drafter):
         self.heads, self.tree = heads, tree
         self.depth, self.ranks = len(tree.levels), 1 + max((max(path) for path in tree.ranks), default=0)
         self.state: Tensor | None = None
+        self.known = 0  # how many tokens were read; the state is that of the last of them
 
     def observe_prompt(self, tokens: list[int], logits: Tensor | None, hidden: Mapping[int, Tensor]) -> None:
+        self.known += len(tokens)
         self.state = hidden[-1][-1]
+
+    def rewind(self, length: int) -> None:
+        if length < self.known:
+            self.known, self.state = length, None
 
     def draft(self, context: Context) -> TokenTree:
         if self.state is None or not self.depth:
@@ -153,4 +159,5 @@ class Forecaster(Drafter):
         return self.tree.fill(self.heads.guess(self.state, self.depth, self.ranks))
 
     def observe(self, outcome: Outcome) -> None:
+        self.known += len(outcome.path)
         self.state = outcome.hidden[-1][outcome.path[-1]]
