@@ -95,6 +95,33 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert curve == [1, 2, 3, 4, 5, 6]
 
 
+class Through(Next):
+    """Trains through the target: its own guess at a soft token in place of the last one."""
+
+    def __init__(self, fit: Fit, sizes: Any) -> None:
+        super().__init__(fit, sizes)
+        self.soft = nn.Parameter(torch.zeros(fit.hidden_size))
+
+    def loss(self, lm: CausalLM, tokens: Tensor) -> Tensor:
+        embedded = lm.model.get_input_embeddings()(tokens[:, :-2])
+        logits = lm.model(inputs_embeds=embedded + self.soft).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 2:].flatten()) + super().loss(lm, tokens)
+
+
+@pytest.mark.parametrize("stop", [None, 2])
+def test_the_target_is_frozen_while_a_head_trains_through_it(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int | None
+):
+    monkeypatch.setattr(heads, "head_class", lambda name: Through)
+    target = load("demo", dtype="float32", weights="plain")
+    target.model.requires_grad_(True)
+    kept = target.model.get_input_embeddings().weight.requires_grad_(False)
+    run(target, small, tmp_path / "run", stop=stop)
+    weights = list(target.model.parameters())
+    assert all(weight.grad is None for weight in weights)
+    assert all(weight.requires_grad is (weight is not kept) for weight in weights)
+
+
 def test_a_dry_run_writes_nothing(demo: CausalLM, small: Path, tmp_path: Path):
     [estimate] = run(demo, small, tmp_path / "dry", dry=True)
     assert not (tmp_path / "dry").exists()

@@ -5,6 +5,7 @@ What the target says is computed when it is needed and never stored. On a GPU no
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import textwrap
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ramify.errors import RamifyError
 from ramify.methods.head import Head, Regime
@@ -39,10 +40,28 @@ def head_class(name: str) -> type[Head]:
 
 def train_head(name: str, job: Job) -> Iterator[Progress]:
     """Train the head of method ``name`` into ``job.out/head``, resuming from ``job.out`` if a checkpoint is there."""
+    lm = job.lm(weights="plain" if head_class(name).regime.through else None)
+    lm.require_trees(f"the training of {name}")
+    with _frozen(lm.model):
+        yield from _train(name, job, lm)
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Keep gradients from gathering on the target's weights where a head trains through its layers."""
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trainable:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trainable:
+            weight.requires_grad_(True)
+
+
+def _train(name: str, job: Job, lm: CausalLM) -> Iterator[Progress]:
     cls = head_class(name)
     regime = cls.regime
-    lm = job.lm(weights="plain" if regime.through else None)
-    lm.require_trees(f"the training of {name}")
     torch.manual_seed(job.seed)
     head = cls.new(lm, **job.options).to(lm.device)
     context = min(regime.context, lm.context)
