@@ -9,17 +9,18 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ramify.engine.events import Accepted, Ended, Event, Forked, Grown, Prefilled, Scored
+from ramify.engine.events import Accepted, Ended, Event, Forked, Grown, Prefilled, Refined, Scored
 from ramify.engine.path import Path
 from ramify.engine.request import Request
 from ramify.engine.sampling import Noise
-from ramify.engine.session import Session
-from ramify.engine.tree import TokenTree
+from ramify.engine.session import Scores, Session
+from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
 from ramify.models.cache import send
 from ramify.models.causal import CausalLM
@@ -46,12 +47,20 @@ class Pool:
     ``step``: how often the paths have grown. ``spent``: effective tokens so far: tokens drawn for any path, and extra
     passes over one of them. ``budget``: how many end the loop, None for no bound. ``stopped``: why the loop was ended,
     None before. ``settled``: how many tokens of the final text are already given out. ``top``: k of the confidences, at
-    most half of the vocabulary, lest the unlikely half decide.
+    most half of the vocabulary, lest the unlikely half decide. ``layers``: those whose hidden states are kept, numbered
+    as for ``Session.score``.
     """
 
-    def __init__(self, lm: CausalLM, request: Request, row: int = 0, budget: int | None = None) -> None:
+    def __init__(
+        self,
+        lm: CausalLM,
+        request: Request,
+        row: int = 0,
+        budget: int | None = None,
+        layers: Sequence[int] = (),
+    ) -> None:
         request.sampler.require_stateless()
-        self.lm, self.request, self.row, self.budget = lm, request, row, budget
+        self.lm, self.request, self.row, self.budget, self.layers = lm, request, row, budget, tuple(layers)
         self.paths: list[Path] = []
         self.live: list[Path] = []
         self.spent = self.step = self.settled = 0
@@ -63,6 +72,7 @@ class Pool:
         self._entropies: list[float] = []
         self._began = len(request.padding) + len(request.prompt)
         self._rows: dict[Path | None, int] = {None: 0}  # the session's row that each path continues; None: the prompt
+        self._ahead: tuple[Path, list[int], Scores] | None = None  # what ``look`` read last
         self._read_prompt()
 
     # ---- what there is to see ----
@@ -102,6 +112,25 @@ class Pool:
         """Entropy of the model's own law of the next token behind ``path``, in nats."""
         return self._entropies[self._rows[path]]
 
+    def states(self, paths: Sequence[Path], layer: int) -> Tensor:
+        """Hidden states of ``layer``, one of ``layers``, at the newest token of each path: [n, D]."""
+        return self._states[layer][self._index(paths)]
+
+    def prompt_states(self, layer: int) -> Tensor:
+        """Hidden states of ``layer``, one of ``layers``, at every token of the prompt: [n, D]."""
+        return self._prompt_states[layer]
+
+    def reason(self, path: Path, token: int) -> str | None:
+        """Why ``path`` would end if it grew by ``token``: "stop" or "length"; None where it would go on."""
+        request = self.request
+        if token in request.stop_tokens:
+            return "stop"
+        if request.criteria:
+            ids = torch.tensor([[*request.padding, *request.prompt, *path.tokens, token]], device=self.lm.device)
+            if any(bool(torch.as_tensor(criterion(ids, None)).any()) for criterion in request.criteria):
+                return "stop"
+        return "length" if len(request.prompt) + len(path) + 1 >= request.max_length else None
+
     # ---- what a policy may do ----
 
     def start(self, count: int) -> list[Path]:
@@ -113,8 +142,12 @@ class Pool:
         return self._enter(path.fork(len(self.paths)), path)
 
     def prune(self, path: Path, reason: str) -> None:
-        """End a live path before its own end; what it has so far stays in ``paths``."""
-        self._end(path, reason)
+        """End a live path before its own end, or take back one that came to it; what it has stays in ``paths``."""
+        if path.finish is None:
+            self._end(path, reason)
+        else:
+            path.finish, path.answer = reason, None
+            self.events.append(Ended(self.row, self.step, path.number, reason))
 
     def stop(self, reason: str) -> None:
         """End the loop; the live paths are cut."""
@@ -140,6 +173,21 @@ class Pool:
         drawn = laws.gather(1, tokens[:, None])[:, 0].log().tolist()
         return [Choice(*each) for each in zip(paths, tokens.tolist(), drawn, strict=True)]
 
+    def look(self, path: Path, tokens: Sequence[int], layer: int) -> Tensor:
+        """Hidden states [n, D] of ``layer`` that each of ``tokens`` would have behind ``path``, which does not grow.
+
+        One pass over all of them. If the path alone then grows by one of them, that needs no pass of its own.
+        """
+        if len(tokens) > 1:
+            self.lm.require_trees("a look at several tokens")
+        began = time.perf_counter()
+        self._arrange([path])
+        scores = self.session.score(TokenTree.from_paths([[token] for token in tokens]), hidden_layers=self.layers)
+        self._ahead = (path, list(tokens), scores)
+        self.spent += len(tokens)
+        self.events.append(Scored(self.step, (self.row,), len(tokens), time.perf_counter() - began))
+        return scores.hidden[layer][0]
+
     def settle(self, path: Path) -> None:
         """Give out everything that ``path`` has so far: every path that is kept from now on begins with it."""
         self.events.append(Accepted(self.row, self.step, (), tuple(path.tokens[self.settled :]), 0.0))
@@ -159,6 +207,7 @@ class Pool:
         index = self._index([choice.path for choice in choices])
         tokens = torch.tensor([choice.token for choice in choices], device=index.device)
         log_probs = self._log_probs[index, tokens].tolist()
+        reasons = {choice.path: self.reason(choice.path, choice.token) for choice in choices}
         grown = []
         for choice, log_prob in zip(choices, log_probs, strict=True):
             path, row = choice.path, self._rows[choice.path]
@@ -170,7 +219,7 @@ class Pool:
             grown.append(path.confidences[-1])
         self.spent += len(choices)
         for choice in choices:
-            reason = self._reason(choice.path)
+            reason = reasons[choice.path]
             if reason:
                 self._end(choice.path, reason)
         active = [choice.path for choice in choices if choice.path.finish is None]
@@ -192,6 +241,29 @@ class Pool:
         if self.budget is not None and self.spent >= self.budget and self.live:
             self.stop("budget")
 
+    def again(self, paths: Sequence[Path], copies: int, way: AbstractContextManager[object]) -> Tensor:
+        """Read the newest token of each of ``paths`` once more as it is, and ``copies`` times within ``way``.
+
+        All in one pass, as siblings in rows of 1 + ``copies`` nodes; ``way`` is to leave the first of each row alone,
+        which is the one that stays in the cache. Returns float32 logits [n, 1 + copies, V]; nothing else changes.
+        """
+        began = time.perf_counter()
+        asked, paths = paths, _in_place(paths, self._rows)
+        self._arrange(paths)
+        lengths = self.session.lengths
+        self.session.truncate([*(length - 1 for length in lengths[: len(paths)]), *lengths[len(paths) :]])
+        shape = TreeShape.of([-1] * (1 + copies))
+        newest = [path.tokens[-1] if path.tokens else self.request.prompt[-1] for path in paths]
+        trees = [TokenTree(torch.full((1 + copies,), token), shape) for token in newest]
+        with way:
+            scores = self.session.score(trees)
+        self.session.keep([[0]] * len(paths))
+        self.spent += len(paths) * (1 + copies)
+        nodes = len(paths) * scores.rows_run
+        self.events.append(Scored(self.step, (self.row,), nodes, time.perf_counter() - began))
+        self.events.append(Refined(self.row, self.step, tuple(path.number for path in asked), copies))
+        return scores.logits.float()[self._index(asked)]
+
     def drain(self) -> list[Event]:
         """What happened since the last call."""
         happened, self.events = self.events, []
@@ -203,13 +275,21 @@ class Pool:
         began = time.perf_counter()
         request, prompt = self.request, list(self.request.prompt)
         self.session = Session(self.lm, 1, capacity=min(request.max_length, len(prompt) + 512) + 1)
-        calls = self.session.prefill([prompt[:-1]]) if len(prompt) > 1 else 0
-        scores = self.session.score(TokenTree.chain(prompt[-1:]))
+        parts: list[dict[int, Tensor]] = []
+        calls = 0
+        if len(prompt) > 1:
+            observe = (lambda row, tokens, logits, hidden: parts.append(hidden)) if self.layers else None
+            calls = self.session.prefill([prompt[:-1]], observe=observe, logits=False, hidden_layers=self.layers)
+        scores = self.session.score(TokenTree.chain(prompt[-1:]), hidden_layers=self.layers)
         self.session.keep([[0]])
+        parts.append({layer: states[0] for layer, states in scores.hidden.items()})
+        self._prompt_states = {layer: torch.cat([part[layer] for part in parts]) for layer in self.layers}
         self._ids = torch.zeros(1, len(request.padding) + request.max_length + 1, dtype=torch.long)
         self._ids[0, : self._began] = torch.tensor([*request.padding, *prompt])
         self._ids = self._ids.to(self.lm.device)
-        self._take(scores.logits[:, 0], [])
+        self._states = {layer: states[:, 0] for layer, states in scores.hidden.items()}
+        self.logits = self._log_probs = scores.logits.new_empty(0, scores.logits.shape[-1], dtype=torch.float32)
+        self._take(scores.logits[:, 0], self._states)
         self.events.append(Prefilled(self.row, len(prompt), calls + 1, time.perf_counter() - began))
 
     def _enter(self, path: Path, source: Path | None) -> Path:
@@ -236,21 +316,31 @@ class Pool:
             path.answer = self.request.answer(path.text)
         self.events.append(Ended(self.row, self.step, path.number, reason))
 
-    def _reason(self, path: Path) -> str | None:
-        """Why ``path`` ends with its newest token, if it does."""
-        request = self.request
-        if path.tokens[-1] in request.stop_tokens:
-            return "stop"
-        if request.criteria:
-            ids = torch.tensor([[*request.padding, *request.prompt, *path.tokens]], device=self.lm.device)
-            if any(bool(torch.as_tensor(criterion(ids, None)).any()) for criterion in request.criteria):
-                return "stop"
-        return "length" if len(request.prompt) + len(path) >= request.max_length else None
-
     def _score(self, active: list[Path]) -> None:
         """One forward pass over the newest token of each of ``active``; the other live paths and the prompt wait."""
         began = time.perf_counter()
-        active = _in_place(active, self._rows)
+        seen = self._ahead if self._ahead and self._ahead[0] is active[0] and len(active) == 1 else None
+        if seen and active[0].tokens[-1] in seen[1]:
+            scores, nodes = seen[2], [seen[1].index(active[0].tokens[-1])]
+            self.spent -= 1  # counted when it was looked at
+        else:
+            active = _in_place(active, self._rows)
+            self._arrange(active)
+            trees = [TokenTree.chain([path.tokens[-1]]) for path in active]
+            scores, nodes = self.session.score(trees, hidden_layers=self.layers), [0] * len(active)
+            self.events.append(Scored(self.step, (self.row,), len(active), time.perf_counter() - began))
+        self._ahead = None
+        self.session.keep([[node] for node in nodes])
+        tokens = torch.tensor([path.tokens[-1] for path in active], device=self._ids.device)
+        ends = torch.tensor([self._began + len(path) - 1 for path in active], device=self._ids.device)
+        rows = torch.arange(len(active), device=ends.device)
+        self._ids[rows, ends] = tokens
+        states = {layer: found[rows, nodes] for layer, found in scores.hidden.items()}
+        self._take(scores.logits[rows, nodes], states)
+
+    def _arrange(self, active: Sequence[Path]) -> None:
+        """Rows of their own for all live paths, those of ``active`` first."""
+        self._ahead = None
         growing = set(active)
         waiting: list[Path | None] = [path for path in self.live if path not in growing]
         if self.lm.trees:
@@ -260,16 +350,13 @@ class Pool:
         index = torch.tensor(order, device=self._ids.device)
         self._ids = self._ids[index]
         self._rows = {path: place for place, path in enumerate([*active, *waiting])}
-        tokens = torch.tensor([path.tokens[-1] for path in active], device=self._ids.device)
-        ends = torch.tensor([self._began + len(path) - 1 for path in active], device=self._ids.device)
-        self._ids[torch.arange(len(active), device=ends.device), ends] = tokens
-        scores = self.session.score([TokenTree.chain([path.tokens[-1]]) for path in active])
-        self.session.keep([[0]] * len(active))
-        self._take(scores.logits[:, 0], order[len(active) :])
-        self.events.append(Scored(self.step, (self.row,), len(active), time.perf_counter() - began))
+        self.logits, self._log_probs = self.logits[index], self._log_probs[index]
+        self._states = {layer: states[index] for layer, states in self._states.items()}
+        self._confidences = [self._confidences[row] for row in order]
+        self._entropies = [self._entropies[row] for row in order]
 
-    def _take(self, logits: Tensor, waiting: list[int]) -> None:
-        """``logits`` [n, V] of the rows scored just now, and those that the rows ``waiting`` have kept."""
+    def _take(self, logits: Tensor, states: dict[int, Tensor]) -> None:
+        """``logits`` [n, V] and states [n, D] of the first n rows, scored just now; the others keep what they have."""
         fresh = logits.float()
         if not bool(fresh.isfinite().any(dim=-1).all()) or bool(fresh.isnan().any()):
             raise RamifyError(
@@ -279,14 +366,12 @@ class Pool:
         confidences = -logp.topk(self.top, dim=-1).values.mean(dim=-1)
         entropies = torch.special.entr(logp.exp()).sum(dim=-1)
         known = torch.stack([confidences, entropies]).tolist()
-        if not waiting:
-            self.logits, self._log_probs = fresh.clone(), logp
-            self._confidences, self._entropies = known
-            return
-        self.logits = torch.cat([fresh, self.logits[waiting]])
-        self._log_probs = torch.cat([logp, self._log_probs[waiting]])
-        self._confidences = [*known[0], *(self._confidences[row] for row in waiting)]
-        self._entropies = [*known[1], *(self._entropies[row] for row in waiting)]
+        count = len(logits)
+        self.logits = torch.cat([fresh, self.logits[count:]])
+        self._log_probs = torch.cat([logp, self._log_probs[count:]])
+        self._states = {layer: torch.cat([found, self._states[layer][count:]]) for layer, found in states.items()}
+        self._confidences = [*known[0], *self._confidences[count:]]
+        self._entropies = [*known[1], *self._entropies[count:]]
 
     def _index(self, paths: Sequence[Path]) -> Tensor:
         return torch.tensor([self._rows[path] for path in paths], device=self._ids.device, dtype=torch.long)
