@@ -126,12 +126,14 @@ class Ghosts:
     ``parents`` [G]: −1 for the pending token, i for node i of the tree of n nodes, n + g for ghost g (an earlier one).
     ``kinds`` [G]: what each is, as ``states`` counts them. ``states(sources, kinds)``: the ghosts' states [G, D] at
     that layer, from the states [G, D] of the real nodes that they descend from and the kinds (int64 [G]).
+    ``strangers``: they do not see each other; one below another only stands a position behind it.
     """
 
     parents: tuple[int, ...]
     kinds: tuple[int, ...]
     layer: int
     states: Callable[[Tensor, Tensor], Tensor]
+    strangers: bool = False
 
     def __len__(self) -> int:
         return len(self.parents)
@@ -142,7 +144,7 @@ class Ghosts:
 
     def on(self, shape: TreeShape) -> GhostShape:
         """Where the ghosts stand beside ``shape``."""
-        return _ghost_shape(shape, self.parents, self.kinds)
+        return _ghost_shape(shape, self.parents, self.kinds, self.strangers)
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class GhostShape:
 
 
 @functools.lru_cache(maxsize=256)
-def _ghost_shape(shape: TreeShape, parents: tuple[int, ...], kinds: tuple[int, ...]) -> GhostShape:
+def _ghost_shape(shape: TreeShape, parents: tuple[int, ...], kinds: tuple[int, ...], strangers: bool) -> GhostShape:
     n, count = len(shape), len(parents)
     depth: list[int] = []
     sources: list[int] = []
@@ -174,6 +176,8 @@ def _ghost_shape(shape: TreeShape, parents: tuple[int, ...], kinds: tuple[int, .
             sources.append(parent)
             if parent >= 0:
                 seen[ghost, :n] = shape.ancestors[parent]
+        if strangers:
+            seen[ghost, n:] = False
         seen[ghost, n + ghost] = True
     return GhostShape(torch.tensor(depth), torch.tensor(sources), seen, torch.tensor(kinds))
 

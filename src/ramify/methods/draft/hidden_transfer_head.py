@@ -20,7 +20,6 @@ options where they deserve an ablation. W_i begins as the identity: a pseudo ste
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,20 +67,6 @@ class TransferSizes:
         for name, known in (("start", ("identity", "random")), ("targets", ("teacher", "text"))):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
-
-
-class Strangers(Ghosts):
-    """Ghosts that do not see each other: one below another only stands a position behind it."""
-
-    def on(self, shape: TreeShape) -> GhostShape:
-        return _strangers(super().on(shape), len(shape))
-
-
-@functools.lru_cache(maxsize=256)
-def _strangers(where: GhostShape, nodes: int) -> GhostShape:
-    ancestors = where.ancestors.clone()
-    ancestors[:, nodes:] = torch.eye(len(ancestors), dtype=torch.bool)
-    return replace(where, ancestors=ancestors)
 
 
 @dataclass(frozen=True)
@@ -135,8 +120,7 @@ class HiddenTransferHead(Head):
             for step in range(count):
                 parents.append(node if step == 0 else len(counts) - 2 + len(parents))
                 kinds.append(step)
-        kind = Ghosts if self.sizes.see_earlier else Strangers
-        return kind(tuple(parents), tuple(kinds), self.layer, self.states)
+        return Ghosts(tuple(parents), tuple(kinds), self.layer, self.states, strangers=not self.sizes.see_earlier)
 
     def guess(self, lm: CausalLM, tokens: Tensor, positions: int = 0) -> Guessed:
         """The pseudo steps of ``positions`` positions (0: all) of windows [B, T], in one pass over the layers behind t.
