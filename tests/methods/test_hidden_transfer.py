@@ -21,7 +21,8 @@ from ramify.engine.session import Session
 from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
 from ramify.methods.draft import hidden_transfer
-from ramify.methods.draft.hidden_transfer import HiddenTransfer, Transferrer, _behind, plans, speed
+from ramify.methods.draft.ghost_draft import GhostDrafter, behind
+from ramify.methods.draft.hidden_transfer import HiddenTransfer, plans, speed
 from ramify.methods.draft.hidden_transfer_head import HiddenTransferHead, TransferSizes
 from ramify.methods.draft.sparse_tree import dynamic_tree
 from ramify.methods.head import Fit, load_head
@@ -97,7 +98,7 @@ def test_every_node_finds_its_own_steps(counts: list[int], seed: int):
     parents = [int(torch.randint(-1, node, (), generator=numbers)) if node else -1 for node in range(len(counts) - 1)]
     ghosts = head_of(lm("llama"), ahead=4).ghosts(tuple(counts))
     tree = TokenTree(torch.zeros(len(parents), dtype=torch.long), TreeShape.of(parents), ghosts=ghosts).rooted(1)
-    found = [_behind(tree, node) for node in range(len(counts))]
+    found = [behind(tree, node) for node in range(len(counts))]
     assert [len(own) for own in found] == counts
     assert sorted(ghost for own in found for ghost in own) == list(range(sum(counts)))
     for own in found:
@@ -267,7 +268,7 @@ def test_a_head_measures_how_often_its_guesses_are_right():
 # ---------------------------------------------------------------- drafting
 
 
-def observed(head: HiddenTransferHead, drafter: Transferrer, path: list[int]) -> Tensor:
+def observed(head: HiddenTransferHead, drafter: GhostDrafter, path: list[int]) -> Tensor:
     """Show ``drafter`` a scored draft of its own of which ``path`` was accepted; returns the ghosts' logits."""
     tree = drafter.draft(context(PROMPT)).rooted(PROMPT[-1])
     logits = torch.randn(len(tree.ghosts), VOCABULARY, generator=torch.Generator().manual_seed(len(tree)))
@@ -280,7 +281,7 @@ def test_the_last_accepted_nodes_steps_make_the_next_draft():
     tree = dynamic_tree(head.accuracy[0].tolist(), 16)
     assert len(set(tree.trees[-1].prompts)) > 1
     made = plans(tree, head)
-    drafter = Transferrer(made, 10)
+    drafter = GhostDrafter(made, 10)
     first = drafter.draft(context(PROMPT))
     assert (len(first), first.ghosts.parents) == (0, (-1, 0, 1))
     logits = observed(head, drafter, [0])
@@ -291,7 +292,7 @@ def test_the_last_accepted_nodes_steps_make_the_next_draft():
     for node, count in enumerate(tree.trees[-1].prompts):
         drafter.guesses = best
         logits = observed(head, drafter, [0, *(place + 1 for place in draft.shape.path(node))])
-        own = _behind(draft.rooted(1), node + 1)
+        own = behind(draft.rooted(1), node + 1)
         assert drafter.guesses.tolist() == logits[own].topk(10).indices.tolist()
         assert len(drafter.guesses) == count
         assert len(drafter.draft(context(PROMPT))) == len(tree.trees[count - 1].paths)
@@ -299,7 +300,7 @@ def test_the_last_accepted_nodes_steps_make_the_next_draft():
 
 def test_without_steps_behind_the_last_node_drafting_begins_anew():
     head = head_of(lm("llama"))
-    drafter = Transferrer(plans(dynamic_tree(head.accuracy[0].tolist(), 16), head), 10)
+    drafter = GhostDrafter(plans(dynamic_tree(head.accuracy[0].tolist(), 16), head), 10)
     observed(head, drafter, [0])
     assert drafter.guesses is not None
     drafter.rewind(5)

@@ -25,7 +25,8 @@ from ramify.engine.session import Session
 from ramify.engine.speculate import speculate
 from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
-from ramify.methods.draft.ppd import Ppd, Prompter, plans
+from ramify.methods.draft.ghost_draft import GhostDrafter, Plan
+from ramify.methods.draft.ppd import Ppd, plans
 from ramify.methods.draft.ppd_head import PromptTokens
 from ramify.methods.draft.ppd_layout import continuation, layout
 from ramify.methods.draft.sparse_tree import VICUNA_7B, DynamicTree, SparseTree, dynamic_tree, transitions
@@ -301,6 +302,10 @@ def context(tokens: list[int]) -> Context:
     return Context(tokens, 99, Sampler(), torch.Generator(), len(tokens))
 
 
+def prompter(layouts: list[Plan], head: PromptTokens, kind: type[GhostDrafter] = GhostDrafter) -> GhostDrafter:
+    return kind(layouts, head.accuracy.shape[-1], head.sizes.ensemble)
+
+
 @pytest.mark.parametrize("ensemble", [1, 3])
 def test_the_accepted_node_decides_what_is_drafted_next(ensemble: int):
     head = head_for("llama", ensemble=ensemble)
@@ -308,7 +313,7 @@ def test_the_accepted_node_decides_what_is_drafted_next(ensemble: int):
     two, one = SparseTree(((0,), (1, 0)), (0.1, 0.1), (1, 1), 1.0), SparseTree(((3,),), (0.1,), (1,), 1.0)
     two = SparseTree(((1,), (1, 0)), (0.1, 0.1), (1, 1), 1.0)
     layouts = plans(DynamicTree((one, two, three), (0, 0, 1), 1.0), head)
-    drafter = Prompter(layouts, head)
+    drafter = prompter(layouts, head)
     drafter.start([5])
     first = drafter.draft(context([5]))
     assert len(first) == 0
@@ -347,7 +352,7 @@ def test_the_accepted_node_decides_what_is_drafted_next(ensemble: int):
 
 def test_a_step_that_ends_elsewhere_begins_anew():
     head = head_for("llama")
-    drafter = Prompter(plans(dynamic_tree(VICUNA_7B, 12), head), head)
+    drafter = prompter(plans(dynamic_tree(VICUNA_7B, 12), head), head)
     first = drafter.draft(context([5])).rooted(5)
     drafter.observe(outcome_of(first, (0,), torch.randn(3, 96)))
     assert len(drafter.draft(context([5, 6]))) > 0
@@ -365,14 +370,14 @@ def test_a_step_that_ends_elsewhere_begins_anew():
 
 def test_a_tree_that_was_cut_near_the_end_leads_to_a_lower_state():
     head = head_for("llama")
-    drafter = Prompter(plans(dynamic_tree(VICUNA_7B, 12), head), head)
+    drafter = prompter(plans(dynamic_tree(VICUNA_7B, 12), head), head)
     first = drafter.draft(context([5])).cut(2).rooted(5)
     assert len(first.ghosts) == 2
     drafter.observe(outcome_of(first, (0,), torch.randn(2, 96)))
     assert drafter.draft(context([5, 6])).shape == drafter.plans[2].template.shape
 
 
-class Erratic(Prompter):
+class Erratic(GhostDrafter):
     """Forgets some of its guesses at random, so that every sequence of states occurs."""
 
     numbers = random.Random(3)
@@ -398,7 +403,7 @@ def test_the_text_is_plain_whatever_the_states_and_nothing_stays_in_the_cache(
 
     monkeypatch.setattr(Session, "keep", kept)
     accuracy = (*VICUNA_7B, VICUNA_7B[-1])
-    drafters = [kind(plans(dynamic_tree(accuracy, 20), head), head) for kind in (Prompter, Erratic)]
+    drafters = [prompter(plans(dynamic_tree(accuracy, 20), head), head, kind) for kind in (GhostDrafter, Erratic)]
     expected = generate(model, PREFIX, "greedy", max_new_tokens=40).tokens
     for drafter in drafters:
         lengths.clear()
@@ -420,7 +425,7 @@ def test_the_order_of_siblings_changes_nothing():
         turned.append(SparseTree(paths, stops, prompts, each.expected))
     runs = []
     for layouts in (plans(tree, head), plans(DynamicTree.of(turned), head)):
-        events = list(speculate(model, [Request(PREFIX, 60)], [Prompter(layouts, head)]))
+        events = list(speculate(model, [Request(PREFIX, 60)], [prompter(layouts, head)]))
         runs.append([event.tokens for event in events if hasattr(event, "path")])
     assert runs[0] == runs[1]
     assert len(runs[0]) < 46
@@ -439,7 +444,7 @@ def test_the_budget_follows_the_cost_curve(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "calibrate", lambda _: curve)
         return Ppd(head=head).drafter(model, Request([1], 9))
 
-    assert not isinstance(drafter([1.0, 5.0, 15.0, 30.0, 36.0]), Prompter)
+    assert not isinstance(drafter([1.0, 5.0, 15.0, 30.0, 36.0]), GhostDrafter)
     # 1 + E is 1.90 with 16 guesses and prompt tokens, 2.24 with 60, 2.37 with 105.
     for seconds, budget in (([1.0] * 5, 105), ([1.0, 1.0, 1.0, 2.0, 2.2], 60), ([1.0, 1.0, 2.0, 4.0, 4.5], 16)):
         found = drafter(seconds)

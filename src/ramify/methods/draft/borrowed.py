@@ -34,6 +34,15 @@ def laws(logits: Tensor) -> tuple[Tensor, Tensor]:
     return greedy, torch.softmax(logits.float() / TEMPERATURE, dim=-1)
 
 
+def ranked(guesses: Tensor, logits: Tensor, ranks: int) -> Tensor:
+    """How much of the target's laws falls on the guess of each rank: [2, ranks], summed over windows, meant over rows.
+
+    ``guesses``, ``logits`` [B, N, V]: of a head, and of the target for the same tokens.
+    """
+    best = guesses.topk(ranks, dim=-1).indices
+    return torch.stack([law.gather(-1, best).mean(dim=1).sum(dim=0) for law in laws(logits)])
+
+
 def product(lm: CausalLM, *layers: nn.Linear, behind: nn.RMSNorm | None = None) -> Product:
     """Linear layers of a head that read the same input, as one product in the target's dtype on its device.
 

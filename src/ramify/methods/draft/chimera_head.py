@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ramify.errors import RamifyError, unknown
-from ramify.methods.draft.borrowed import laws, lm_head, lm_head_weight
+from ramify.methods.draft.borrowed import lm_head, lm_head_weight, ranked
 from ramify.methods.draft.chimera_layer import ContextLayer
 from ramify.methods.draft.eagle_layer import along
 from ramify.methods.head import Fit, Head, Regime, sizes_of, teach
@@ -214,10 +214,7 @@ class ChimeraHead(Head):
             taught = teach(lm, part, [-1])
             found, _ = self.unroll(lm, taught.hidden[-1].float(), part, "given")
             for step, z in enumerate(found):
-                best = z.topk(self.accuracy.shape[2], dim=-1).indices
-                logits = taught.logits[:, step + 1 : step + 1 + z.shape[1]].float()
-                for kind, law in enumerate(laws(logits)):
-                    total[kind, step] += law.gather(-1, best).mean(dim=1).sum(dim=0)
+                total[:, step] += ranked(z, taught.logits[:, step + 1 : step + 1 + z.shape[1]], total.shape[2])
         return total / len(tokens)
 
 

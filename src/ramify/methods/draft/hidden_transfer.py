@@ -26,17 +26,14 @@ step); t = L, behind the last layer, only under the fused forward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from ramify.engine.drafter import Context, Drafter, Outcome
+from ramify.engine.drafter import Drafter
 from ramify.engine.request import Request
-from ramify.engine.tree import Ghosts, TokenTree, TreeShape
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import DraftMethod
+from ramify.methods.draft.ghost_draft import GhostDrafter, Plan
 from ramify.methods.draft.hidden_transfer_head import HiddenTransferHead
 from ramify.methods.draft.sparse_tree import ALLOCATIONS, DynamicTree, SparseTree, dynamic_tree
 from ramify.methods.draft.template import Template
@@ -88,7 +85,7 @@ class HiddenTransfer(DraftMethod):
             tree = self._tree(lm, head, head.accuracy[0 if request.sampler.greedy else 1].tolist())
             self.memory[key] = plans(tree, head) if tree is not None else None
         found: list[Plan] | None = self.memory[key]
-        return Drafter() if found is None else Transferrer(found, head.accuracy.shape[-1])
+        return Drafter() if found is None else GhostDrafter(found, head.accuracy.shape[-1])
 
     def _tree(self, lm: CausalLM, head: HiddenTransferHead, accuracy: Sequence[Sequence[float]]) -> DynamicTree | None:
         if self.budget is not None:
@@ -108,50 +105,7 @@ def speed(tree: DynamicTree, curve: CostCurve, share: float) -> float:
     return (1.0 + tree.expected) / seconds
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The draft of one state: which nodes, and the pseudo steps beside them."""
-
-    template: Template
-    ghosts: Ghosts
-
-
 def plans(tree: DynamicTree, head: HiddenTransferHead) -> list[Plan]:
     """The drafts for 0 guessed tokens (the pending one and its pseudo steps alone) to K."""
     states = [SparseTree((), (), (), 0.0), *tree.trees]
     return [Plan(Template(state.paths), head.ghosts((head.sizes.ahead, *state.prompts))) for state in states]
-
-
-class Transferrer(Drafter):
-    """Turns the logits of the last accepted node's pseudo steps into the next draft, of the best ``ranks`` each."""
-
-    def __init__(self, plans: Sequence[Plan], ranks: int) -> None:
-        self.plans, self.ranks = plans, ranks
-        self.guesses: Tensor | None = None
-
-    def start(self, prompt: Sequence[int]) -> None:
-        self.guesses = None
-
-    def rewind(self, length: int) -> None:
-        self.guesses = None
-
-    def draft(self, context: Context) -> TokenTree:
-        plan = self.plans[0 if self.guesses is None else len(self.guesses)]
-        if self.guesses is None:
-            return TokenTree(torch.empty(0, dtype=torch.long), TreeShape.of(()), ghosts=plan.ghosts)
-        return replace(plan.template.fill(self.guesses), ghosts=plan.ghosts)
-
-    def observe(self, outcome: Outcome) -> None:
-        own = _behind(outcome.tree, outcome.path[-1])
-        self.guesses = None
-        if own and outcome.ghosts is not None:
-            self.guesses = outcome.ghosts[own].topk(self.ranks, dim=-1).indices.cpu()
-
-
-def _behind(tree: TokenTree, node: int) -> list[int]:
-    """The pseudo steps of ``node``, in order."""
-    own: list[int] = []
-    for ghost, parent in enumerate(tree.ghosts.parents if tree.ghosts is not None else ()):
-        if parent == (len(tree) + own[-1] if own else node):
-            own.append(ghost)
-    return own

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ramify.errors import RamifyError, unknown
-from ramify.methods.draft.borrowed import laws, lm_head, lm_head_weight
+from ramify.methods.draft.borrowed import lm_head, lm_head_weight, ranked
 from ramify.methods.head import Fit, Head, Regime, teach
 from ramify.models.causal import CausalLM
 
@@ -126,7 +126,6 @@ class MedusaHead(Head):
             taught = teach(lm, part, [-1])
             h = taught.hidden[-1].float()
             for k in range(len(self.blocks)):
-                best = self.logits(lm, k, h[:, : -k - 1]).topk(total.shape[2], dim=-1).indices
-                for kind, law in enumerate(laws(taught.logits[:, k + 1 :])):
-                    total[kind, k] += law.gather(-1, best).mean(dim=1).sum(dim=0)
+                guesses = self.logits(lm, k, h[:, : -k - 1])
+                total[:, k] += ranked(guesses, taught.logits[:, k + 1 :], total.shape[2])
         return total / len(tokens)

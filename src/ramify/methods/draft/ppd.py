@@ -23,17 +23,15 @@ tokens trained under the ablation masks "encoder", and "decoder" with m > 1, are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from ramify.engine.drafter import Context, Drafter, Outcome
+from ramify.engine.drafter import Drafter
 from ramify.engine.request import Request
-from ramify.engine.tree import Ghosts, TokenTree, TreeShape
+from ramify.engine.tree import Ghosts
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import DraftMethod
+from ramify.methods.draft.ghost_draft import GhostDrafter, Plan
 from ramify.methods.draft.ppd_head import PromptTokens
 from ramify.methods.draft.sparse_tree import ALLOCATIONS, DynamicTree, SparseTree, dynamic_tree
 from ramify.methods.draft.template import Template
@@ -89,7 +87,7 @@ class Ppd(DraftMethod):
             tree = self._tree(lm, head.accuracy[0 if request.sampler.greedy else 1].tolist())
             self.memory[key] = plans(tree, head) if tree is not None else None
         found: list[Plan] | None = self.memory[key]
-        return Drafter() if found is None else Prompter(found, head)
+        return Drafter() if found is None else GhostDrafter(found, head.accuracy.shape[-1], head.sizes.ensemble)
 
     def _tree(self, lm: CausalLM, accuracy: Sequence[Sequence[float]]) -> DynamicTree | None:
         if self.prompts is not None and self.prompts > len(accuracy):
@@ -101,14 +99,6 @@ class Ppd(DraftMethod):
         trees = [dynamic_tree(accuracy[:n], budget, self.allocation) for n in numbers for budget in BUDGETS]
         best = max(trees, key=lambda tree: (1.0 + tree.expected) / curve.cost(tree.rows))
         return best if 1.0 + best.expected > curve.ratio(best.rows) else None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The draft of one state: which guesses, and the prompt tokens beside them."""
-
-    template: Template
-    ghosts: Ghosts
 
 
 def plans(tree: DynamicTree, head: PromptTokens) -> list[Plan]:
@@ -138,43 +128,3 @@ def _require_tree(head: PromptTokens) -> None:
             f"prompt tokens that see each other as mask={sizes.mask!r} says cannot stand in a draft tree; "
             "train them with mask=ensemble"
         )
-
-
-class Prompter(Drafter):
-    """Turns the prompt tokens' logits at the last accepted node into the next draft."""
-
-    def __init__(self, plans: Sequence[Plan], head: PromptTokens) -> None:
-        self.plans, self.head = plans, head
-        self.guesses: Tensor | None = None
-
-    def start(self, prompt: Sequence[int]) -> None:
-        self.guesses = None
-
-    def rewind(self, length: int) -> None:
-        self.guesses = None
-
-    def draft(self, context: Context) -> TokenTree:
-        if self.guesses is None:
-            return TokenTree(torch.empty(0, dtype=torch.long), TreeShape.of(()), ghosts=self.plans[0].ghosts)
-        plan = self.plans[len(self.guesses)]
-        return replace(plan.template.fill(self.guesses), ghosts=plan.ghosts)
-
-    def observe(self, outcome: Outcome) -> None:
-        own = _behind(outcome.tree, outcome.path[-1])
-        self.guesses = None
-        if own and outcome.ghosts is not None:
-            logits = outcome.ghosts[own].view(-1, self.head.sizes.ensemble, outcome.ghosts.shape[-1]).mean(dim=1)
-            self.guesses = logits.topk(self.head.accuracy.shape[-1], dim=-1).indices.cpu()
-
-
-def _behind(tree: TokenTree, node: int) -> list[int]:
-    """The ghosts that stand behind ``node`` itself, in order."""
-    if tree.ghosts is None:
-        return []
-    found: set[int] = {node}
-    own: list[int] = []
-    for ghost, parent in enumerate(tree.ghosts.parents):
-        if parent in found:
-            found.add(len(tree) + ghost)
-            own.append(ghost)
-    return own
