@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ramify.engine.events import Accepted, Ended, Event, Forked, Grown, Prefilled, Refined, Scored
+from ramify.engine.events import Grown, Prefilled, Refined, Scored
 from ramify.engine.path import Path
 from ramify.engine.request import Request
+from ramify.engine.roster import Roster
 from ramify.engine.sampling import Noise
 from ramify.engine.session import Scores, Session
 from ramify.engine.tree import TokenTree, TreeShape
@@ -40,13 +41,10 @@ class Choice:
     sampled_log_prob: float | None = None
 
 
-class Pool:
-    """All paths of one request.
+class Pool(Roster):
+    """All paths of one request, as rows of one session.
 
-    ``paths``: every path there ever was, by number. ``live``: those that have not ended. ``logits``: float32 [rows, V].
-    ``step``: how often the paths have grown. ``spent``: effective tokens so far: tokens drawn for any path, and extra
-    passes over one of them. ``budget``: how many end the loop, None for no bound. ``stopped``: why the loop was ended,
-    None before. ``settled``: how many tokens of the final text are already given out. ``top``: k of the confidences, at
+    ``logits``: float32 [rows, V], what the next tokens are drawn from. ``top``: k of the confidences, at
     most half of the vocabulary, lest the unlikely half decide. ``layers``: those whose hidden states are kept, numbered
     as for ``Session.score``.
     """
@@ -60,13 +58,9 @@ class Pool:
         layers: Sequence[int] = (),
     ) -> None:
         request.sampler.require_stateless()
-        self.lm, self.request, self.row, self.budget, self.layers = lm, request, row, budget, tuple(layers)
-        self.paths: list[Path] = []
-        self.live: list[Path] = []
-        self.spent = self.step = self.settled = 0
-        self.stopped: str | None = None
+        super().__init__(row, budget)
+        self.lm, self.request, self.layers = lm, request, tuple(layers)
         self.top = min(TOP, max(1, lm.vocab_size // 2))
-        self.events: list[Event] = []
         self._noise: dict[int, Noise] = {}
         self._confidences: list[float] = []
         self._entropies: list[float] = []
@@ -76,11 +70,6 @@ class Pool:
         self._read_prompt()
 
     # ---- what there is to see ----
-
-    @property
-    def ended(self) -> list[Path]:
-        """Paths that came to their own end, in the order of their numbers."""
-        return [path for path in self.paths if path.complete]
 
     def log_probs(self, paths: Sequence[Path]) -> Tensor:
         """The model's own log-probabilities of the next token of each path: float32 [n, V]."""
@@ -133,25 +122,9 @@ class Pool:
 
     # ---- what a policy may do ----
 
-    def start(self, count: int) -> list[Path]:
-        """``count`` new paths at the prompt."""
-        return [self._enter(Path(len(self.paths)), None) for _ in range(count)]
-
     def fork(self, path: Path) -> Path:
         """A new path with everything that ``path`` has so far, and randomness of its own."""
-        return self._enter(path.fork(len(self.paths)), path)
-
-    def prune(self, path: Path, reason: str) -> None:
-        """End a live path before its own end, or take back one that came to it; what it has stays in ``paths``."""
-        if path.finish is None:
-            self._end(path, reason)
-        else:
-            path.finish, path.answer = reason, None
-            self.events.append(Ended(self.row, self.step, path.number, reason))
-
-    def stop(self, reason: str) -> None:
-        """End the loop; the live paths are cut."""
-        self.stopped = reason
+        return self._enter(path.fork(len(self.paths)))
 
     def sample(self, paths: Sequence[Path], without: Mapping[Path, int] | None = None) -> list[Choice]:
         """One token for each of ``paths``, drawn from its law by its own noise.
@@ -188,11 +161,6 @@ class Pool:
         self.events.append(Scored(self.step, (self.row,), len(tokens), time.perf_counter() - began))
         return scores.hidden[layer][0]
 
-    def settle(self, path: Path) -> None:
-        """Give out everything that ``path`` has so far: every path that is kept from now on begins with it."""
-        self.events.append(Accepted(self.row, self.step, (), tuple(path.tokens[self.settled :]), 0.0))
-        self.settled = len(path)
-
     def set_logits(self, path: Path, logits: Tensor) -> None:
         """Put ``logits`` [V] in the place of those that ``path``'s next token is drawn from.
 
@@ -217,7 +185,6 @@ class Pool:
             path.confidences.append(self._confidences[row])
             path.entropies.append(self._entropies[row])
             grown.append(path.confidences[-1])
-        self.spent += len(choices)
         for choice in choices:
             reason = reasons[choice.path]
             if reason:
@@ -237,15 +204,16 @@ class Pool:
                 seconds,
             )
         )
-        self.step += 1
-        if self.budget is not None and self.spent >= self.budget and self.live:
-            self.stop("budget")
+        self._grew(len(choices))
 
-    def again(self, paths: Sequence[Path], copies: int, way: AbstractContextManager[object]) -> Tensor:
-        """Read the newest token of each of ``paths`` once more as it is, and ``copies`` times within ``way``.
+    def again(
+        self, paths: Sequence[Path], copies: int, way: Callable[[Sequence[Path]], AbstractContextManager[object]]
+    ) -> Tensor:
+        """Read the newest token of each of ``paths`` once more as it is, and ``copies`` times in another way.
 
-        All in one pass, as siblings in rows of 1 + ``copies`` nodes; ``way`` is to leave the first of each row alone,
-        which is the one that stays in the cache. Returns float32 logits [n, 1 + copies, V]; nothing else changes.
+        All in one pass within ``way(paths)``, whose paths are in the order of its rows: 1 + ``copies`` sibling nodes
+        each, of which the first is to be left alone, for it stays in the cache. Returns float32 logits
+        [n, 1 + copies, V]; nothing else changes.
         """
         began = time.perf_counter()
         asked, paths = paths, _in_place(paths, self._rows)
@@ -255,7 +223,7 @@ class Pool:
         shape = TreeShape.of([-1] * (1 + copies))
         newest = [path.tokens[-1] if path.tokens else self.request.prompt[-1] for path in paths]
         trees = [TokenTree(torch.full((1 + copies,), token), shape) for token in newest]
-        with way:
+        with way(paths):
             scores = self.session.score(trees)
         self.session.keep([[0]] * len(paths))
         self.spent += len(paths) * (1 + copies)
@@ -263,11 +231,6 @@ class Pool:
         self.events.append(Scored(self.step, (self.row,), nodes, time.perf_counter() - began))
         self.events.append(Refined(self.row, self.step, tuple(path.number for path in asked), copies))
         return scores.logits.float()[self._index(asked)]
-
-    def drain(self) -> list[Event]:
-        """What happened since the last call."""
-        happened, self.events = self.events, []
-        return happened
 
     # ---- the session behind it ----
 
@@ -292,14 +255,11 @@ class Pool:
         self._take(scores.logits[:, 0], self._states)
         self.events.append(Prefilled(self.row, len(prompt), calls + 1, time.perf_counter() - began))
 
-    def _enter(self, path: Path, source: Path | None) -> Path:
+    def _enter(self, path: Path) -> Path:
         if len(self.paths) == 1:
             self.lm.require_trees("several paths at once")
-        self.paths.append(path)
-        self.live.append(path)
-        self._rows[path] = self._rows[source]
-        self.events.append(Forked(self.row, self.step, path.number, path.parent, path.start))
-        return path
+        self._rows[path] = self._rows[None if path.parent is None else self.paths[path.parent]]
+        return super()._enter(path)
 
     def _forked(self, choice: Choice, seen: int) -> Choice:
         if choice.path.finish is not None:
@@ -307,14 +267,12 @@ class Pool:
         return choice if seen == 0 else Choice(self.fork(choice.path), choice.token, choice.sampled_log_prob)
 
     def _end(self, path: Path, reason: str) -> None:
-        path.finish = reason
-        self.live.remove(path)
+        super()._end(path, reason)
         del self._rows[path]
         tokenizer = self.lm.tokenizer
         path.text = tokenizer.decode(path.tokens, skip_special_tokens=True) if tokenizer is not None else ""
         if path.complete:
             path.answer = self.request.answer(path.text)
-        self.events.append(Ended(self.row, self.step, path.number, reason))
 
     def _score(self, active: list[Path]) -> None:
         """One forward pass over the newest token of each of ``active``; the other live paths and the prompt wait."""

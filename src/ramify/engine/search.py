@@ -14,6 +14,7 @@ from ramify.engine.events import Accepted, Decided, Event, Finished, Noted
 from ramify.engine.path import Path
 from ramify.engine.pool import Choice, Pool
 from ramify.engine.request import Request
+from ramify.engine.roster import Roster
 from ramify.errors import RamifyError
 from ramify.models.causal import CausalLM
 
@@ -28,7 +29,12 @@ class Decision:
 
 
 class Policy(ABC):
-    """The rule of one request: it sees the pool and acts on it. What it remembers lives as long as the request."""
+    """The rule of one request: it sees the pool and acts on it. What it remembers lives as long as the request.
+
+    ``layers``: the model's layers whose hidden states it wants to see, numbered as for ``Session.score``.
+    """
+
+    layers: Sequence[int] = ()
 
     @abstractmethod
     def begin(self, pool: Pool) -> None:
@@ -59,31 +65,30 @@ def search(
     request.check(lm)
     if budget is not None and budget < 1:
         raise RamifyError(f"the budget is {budget} tokens; give at least 1, or none")
-    pool = Pool(lm, request, row, budget)
+    pool = Pool(lm, request, row, budget, policy.layers)
     policy.begin(pool)
     yield from pool.drain()
     while pool.live and not pool.stopped:
         choices = policy.expand(pool)
-        if not choices:
+        if choices:
+            pool.advance(choices)
+        elif pool.live:
             raise RamifyError(f"{type(policy).__name__} lets all of its {len(pool.live)} paths wait; one has to grow")
-        pool.advance(choices)
         policy.reduce(pool)
         yield from pool.drain()
     for path in list(pool.live):
         pool.prune(path, pool.stopped or "unused")
     yield from pool.drain()
-    yield from _conclude(pool, policy)
+    yield from conclude(pool, policy.decide(pool) if pool.ended else None)
 
 
-def _conclude(pool: Pool, policy: Policy) -> Iterator[Event]:
-    if pool.ended:
-        decision = policy.decide(pool)
-    else:
-        longest = sorted(pool.paths, key=lambda path: (-len(path), path.number))
-        decision = Decision(longest, None)
+def conclude(pool: Roster, decision: Decision | None) -> Iterator[Event]:
+    """The last events of a request: what was decided, None where no path came to its end, and the best path's text."""
+    if decision is None:
+        decision = Decision(sorted(pool.paths, key=lambda path: (-len(path), path.number)), None)
         why = pool.stopped or "all of them were pruned"
         yield Noted(f"none of {len(pool.paths)} paths came to its end ({why}); the longest one is given as it is")
-    if decision.answer is None and pool.ended:
+    elif decision.answer is None:
         yield Noted(f"no answer could be parsed from any of {len(pool.ended)} finished paths; look at their texts")
     ranked = set(decision.paths)
     paths = (*decision.paths, *(path for path in pool.paths if path not in ranked))
