@@ -20,6 +20,7 @@ from ramify.models.static import StaticForward
 from ramify.models.weights import unavailable, weight_format
 
 DEMO = Path(__file__).parent / "demo"
+BUNDLED = {"demo": DEMO, "demo-reasoner": DEMO.with_name("demo_reasoner")}
 FORWARDS = ("transformers", "fused", "static")
 
 
@@ -138,13 +139,13 @@ def load(
 ) -> CausalLM:
     """Load a causal language model.
 
-    ``source``: "demo" (the bundled model), a local folder, a hub id, or a transformers model object (with its
-    ``tokenizer``, an object or None for token ids only). ``dtype``: "float32", "bfloat16", … or None for the
-    checkpoint's own ("demo": bfloat16 where the CPU computes in it, float32 elsewhere). ``device``: None for the first
-    GPU if there is one, else the CPU. ``attention``: transformers' attention implementation, None for its own choice
-    ("demo" in bfloat16: "eager", whose rounding of a row does not depend on how many rows there are, so that drafts
-    change nothing even in half precision; "sdpa" is faster and rounds other row counts otherwise). Weights are read
-    from safetensors only.
+    ``source``: a bundled model ("demo", "demo-reasoner"), a local folder, a hub id, or a transformers model object
+    (with its ``tokenizer``, an object or None for token ids only). ``dtype``: "float32", "bfloat16", … or None for the
+    checkpoint's own ("demo": bfloat16 where the CPU computes in it, float32 elsewhere; "demo-reasoner": float32).
+    ``device``: None for the first GPU if there is one, else the CPU. ``attention``: transformers' attention
+    implementation, None for its own choice ("demo" in bfloat16: "eager", whose rounding of a row does not depend on
+    how many rows there are, so that drafts change nothing even in half precision; "sdpa" is faster and rounds other
+    row counts otherwise). Weights are read from safetensors only.
 
     ``forward``: "fused" for the lean pass that serves the dense families of Llama's shape, "transformers" for the
     model's own; None for the fused one wherever it knows the model and gives its logits. "static" is the lean pass in
@@ -171,7 +172,9 @@ def load(
             model.set_attn_implementation(attention)
     else:
         name = str(source)
-        place = DEMO if name == "demo" else source
+        place = BUNDLED.get(name, source)
+        if name == "demo-reasoner":
+            dtype = dtype or torch.float32  # too small to gain from half precision
         if name == "demo":
             dtype = dtype or _demo_dtype()
             if _dtype(dtype) == torch.bfloat16:
