@@ -107,9 +107,9 @@ def test_drafts_change_nothing_under_a_grammar():
 
 
 def test_bad_grammars(monkeypatch):
-    with pytest.raises(RamifyError, match="no grammar.*unclosed group"):
+    with pytest.raises(RamifyError, match=r"no grammar.*unclosed group"):
         regex(vocabulary(), "a(")
-    with pytest.raises(RamifyError, match="no grammar.*whatever"):
+    with pytest.raises(RamifyError, match=r"no grammar.*whatever"):
         json_schema(vocabulary(), {"type": "whatever"})
     with pytest.raises(RamifyError, match="need a tokenizer"):
         regex(Vocabulary(10, 10, frozenset([1])), "a")
