@@ -11,10 +11,11 @@ from families import lm, text
 
 from ramify.api import generate, prepare, stream
 from ramify.engine.events import Noted
+from ramify.engine.request import Request
 from ramify.errors import RamifyError
 from ramify.methods.auto import Auto
 from ramify.methods.draft.suffix import Suffix
-from ramify.methods.draft.switch import Switched
+from ramify.methods.draft.switch import Switch, Switched
 from ramify.methods.profile import Profile
 from ramify.models.causal import CausalLM
 
@@ -76,6 +77,19 @@ def test_it_runs_what_the_profile_says_behind_a_switch() -> None:
     assert why == "auto runs suffix:length=7, measured at 2.25 × plain greedy decoding"
     bare, _ = chosen(Auto(switch=False), lm("llama"))
     assert bare == Suffix(length=7)
+
+
+def test_what_tuning_measured_stands_for_the_first_steps() -> None:
+    replace(PROFILE, plain=0.005).save(lm("llama"))
+    method, _ = chosen(Auto(), lm("llama"))
+    assert isinstance(method, Switched)
+    assert (method.expected, method.plain) == (2.25, 0.005)
+    switch = method.drafter(lm("llama"), Request([1, 2], 9))
+    assert isinstance(switch, Switch)
+    assert switch.plain.rate() == 200.0
+    unknown, _ = chosen(Auto(), lm("qwen3"))
+    assert isinstance(unknown, Switched)
+    assert (unknown.expected, unknown.plain) == (None, None)
 
 
 def test_the_regimes_are_told_apart() -> None:

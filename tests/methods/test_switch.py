@@ -144,6 +144,18 @@ def test_before_any_step_the_expected_one_counts() -> None:
     assert Speed(0.25).rate() == 4.0
 
 
+def test_a_known_speed_up_stands_for_the_first_steps() -> None:
+    plain = Play(slow=1.5, tokens=1)
+    assert plain.steps(TRIAL + 1) == "d" * TRIAL + "."
+    known = Play(slow=1.5, tokens=1)
+    known.switch.expected = 2.0
+    # After n steps: (2 w + n / 1.5) / (w + n) with w = 8 (1 - n / 32), 0.99 for n = 14 and 0.96 for n = 15.
+    assert known.steps(16) == "d" * 15 + "."
+    wrong = Play(slow=1.5, tokens=1)
+    wrong.switch.expected = 100.0
+    assert wrong.steps(WINDOW + 1) == "d" * WINDOW + "."
+
+
 def test_the_drafter_sees_every_step_and_everything_else() -> None:
     play = Play(slow=3.0, tokens=2)
     play.steps(100)

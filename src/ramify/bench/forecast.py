@@ -92,6 +92,10 @@ class Run:
         """Tokens per second to expect, whole calls counted."""
         return self.tokens / (self.passing(passes) + self.drafting + self.verifying + self.rest)
 
+    def step(self, passes: Passes) -> float:
+        """Seconds to expect of a step, reading the prompt left out."""
+        return (self.passing(passes) + self.drafting + self.verifying) / self.calls
+
     def share(self, passes: Passes) -> float:
         """Share of the method's own work, drafting and verifying, in a step."""
         own = self.drafting + self.verifying

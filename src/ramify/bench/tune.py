@@ -98,7 +98,7 @@ def tune(
     )
     if keep:
         found = (best.spec, best.predicted, best.ratio.median) if best else ("", 1.0, 1.0)
-        Profile(*found, len(asked), temperature).save(lm)
+        Profile(*found, len(asked), temperature, search.plain.step(search.passes)).save(lm)
     return tuning
 
 

@@ -2,8 +2,9 @@
 
 A choice of this library, no published system. The profile is that of the model, its dtype and forward pass, the device
 and the threads, apart for greedy and for sampled text; ``ramify tune --model …`` makes it. Without a profile
-``otherwise`` drafts. A model or a logits processor that allows no drafts is decoded plainly. Every result says in its
-notes what ran and why. Exact as the method that runs.
+``otherwise`` drafts. What the profile measured stands for the first steps of a text, so that the switch need not find
+out by plain steps what tuning knows. A model or a logits processor that allows no drafts is decoded plainly. Every
+result says in its notes what ran and why. Exact as the method that runs.
 """
 
 from __future__ import annotations
@@ -85,16 +86,18 @@ class Auto(DraftMethod):
         if not profile.spec:
             return None, f"auto decodes plainly: no drafter paid for {kind} text when {tune} measured them"
         try:
-            method = self._with(profile.spec)
+            method = self._with(profile.spec, profile)
             method.drafter(lm, request)  # a head, say, may be gone since
         except RamifyError as error:
             method = self._with(self.otherwise)
             return method, f"auto runs {named(method)}: its profile is out of date, since {error}; {tune} renews it"
         return method, f"auto runs {profile.spec}, measured at {profile.measured:.2f} × plain {kind} decoding"
 
-    def _with(self, given: Parts) -> DraftMethod:
+    def _with(self, given: Parts, profile: Profile | None = None) -> DraftMethod:
         [method] = parts_of(given, "auto")
-        return Switched(method) if self.switch else method
+        if not self.switch:
+            return method
+        return Switched(method) if profile is None else Switched(method, expected=profile.measured, plain=profile.plain)
 
 
 def named(method: DraftMethod) -> str:

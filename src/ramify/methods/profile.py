@@ -16,7 +16,8 @@ class Profile:
     """The method to use for greedy or for sampled text.
 
     ``spec``: the method as ``build_spec`` reads it; "" where plain decoding is fastest. ``predicted``, ``measured``:
-    its speed-up over plain decoding. ``prompts``, ``temperature``: what it was measured on (None: greedy).
+    its speed-up over plain decoding. ``prompts``, ``temperature``: what it was measured on (None: greedy). ``plain``:
+    seconds of a plain step; None in the profiles of earlier versions.
     """
 
     spec: str
@@ -24,6 +25,7 @@ class Profile:
     measured: float
     prompts: int
     temperature: float | None
+    plain: float | None = None
 
     def save(self, lm: CausalLM) -> None:
         """Keep it for this model, dtype, forward pass, device and threads."""
@@ -48,6 +50,7 @@ class Profile:
                 measured=float(entry["measured"]),
                 prompts=int(entry["prompts"]),
                 temperature=None if entry["temperature"] is None else float(entry["temperature"]),
+                plain=None if entry.get("plain") is None else float(entry["plain"]),
             )
         except (KeyError, TypeError, ValueError):
             return None

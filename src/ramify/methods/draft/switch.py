@@ -8,7 +8,9 @@ of the drafter's learning, so that drafting, scoring and verifying are all in th
     on     after ``TRIAL`` plain steps that were no faster after all, or after a rest of ``REST`` steps
 
 Every trial that fails doubles the next rest, up to ``LONGEST``. Until plain steps were measured, the cost curve says
-what one takes; they are remembered from request to request. A step that took more than ``SPIKE`` times the median of
+what one takes, or ``plain`` where that is known; they are remembered from request to request. A speed-up ``expected``
+from earlier measurements stands for the first steps of a request: it counts for ``TRIAL`` of them at first, for fewer
+as steps are measured, and for none when there are ``WINDOW``. A step that took more than ``SPIKE`` times the median of
 its kind counts as that much: the machine did something else. While it is off the drafter goes on learning from every
 step, so that lookups and heads know the text when they are asked again. Exact as the method inside is.
 
@@ -58,15 +60,21 @@ class Switched(DraftMethod):
 
     ``inner``: what drafts, a name with :option=value where wanted, or an object; the switch takes a copy of it, which
     learns as long as the switch lives. ``margin``: by what share drafting may seem slower before it is switched off; a
-    smaller loss is within what the clock cannot tell.
+    smaller loss is within what the clock cannot tell. ``expected``: the speed-up over plain decoding that is known from
+    elsewhere; None where nothing is. ``plain``: seconds of a plain step; None to take them from the cost curve.
     """
 
     inner: Parts = "token-recycling"
     margin: float = 0.02
+    expected: float | None = None
+    plain: float | None = None
 
     def __post_init__(self) -> None:
         if not self.margin >= -1.0:
             raise RamifyError(f"margin must be at least -1, got {self.margin}")
+        for name, value in (("expected", self.expected), ("plain", self.plain)):
+            if value is not None and not value > 0.0:
+                raise RamifyError(f"{name} must be above 0, got {value}")
         self.part()
 
     @property
@@ -89,8 +97,8 @@ class Switched(DraftMethod):
             return None
         plain = self.memory.get(("plain", lm))
         if plain is None:
-            plain = self.memory["plain", lm] = Speed(calibrate(lm).cost(1))
-        return Switch(drafter, plain, self.margin)
+            plain = self.memory["plain", lm] = Speed(self.plain or calibrate(lm).cost(1))
+        return Switch(drafter, plain, self.margin, expected=self.expected)
 
 
 class Speed:
@@ -110,14 +118,27 @@ class Speed:
         spent = sum(min(seconds, most) for seconds, _ in self.steps)
         return sum(tokens for _, tokens in self.steps) / max(spent, 1e-9)
 
+    def beside(self, known: float) -> float:
+        """``rate``, as far as there are steps, and before that ``known`` tokens per second."""
+        weight = TRIAL * (1.0 - len(self.steps) / WINDOW)
+        return (weight * known + len(self.steps) * self.rate()) / (weight + len(self.steps))
+
 
 class Switch(Drafter):
-    """``drafter`` while it pays. ``plain``: the speed of steps without it; ``clock``: seconds from anywhere."""
+    """``drafter`` while it pays. ``plain``: the speed of steps without it; ``clock``: seconds from anywhere.
+
+    ``expected``: as of ``Switched``.
+    """
 
     def __init__(
-        self, drafter: Drafter, plain: Speed, margin: float = 0.02, clock: Callable[[], float] = time.perf_counter
+        self,
+        drafter: Drafter,
+        plain: Speed,
+        margin: float = 0.02,
+        clock: Callable[[], float] = time.perf_counter,
+        expected: float | None = None,
     ) -> None:
-        self.drafter, self.plain, self.margin, self.clock = drafter, plain, margin, clock
+        self.drafter, self.plain, self.margin, self.clock, self.expected = drafter, plain, margin, clock, expected
         self.wants_prompt_logits, self.hidden_layers = drafter.wants_prompt_logits, drafter.hidden_layers
         self.on = True
         self.steps = 0  # since the last turn
@@ -163,7 +184,10 @@ class Switch(Drafter):
             self.rest = REST
 
     def _pays(self) -> bool:
-        return (1.0 + self.margin) * self.drafting.rate() >= self.plain.rate()
+        plain, drafting = self.plain.rate(), self.drafting.rate()
+        if self.expected is not None:
+            drafting = self.drafting.beside(self.expected * plain)
+        return (1.0 + self.margin) * drafting >= plain
 
     def _turn(self, on: bool) -> None:
         self.on, self.steps = on, 0
