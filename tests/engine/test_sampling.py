@@ -12,7 +12,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarp
 
 from ramify.api import generate
 from ramify.engine import sampling
-from ramify.engine.sampling import NodeLaws, Noise, Sampler, likeliest
+from ramify.engine.sampling import AHEAD, NodeLaws, Noise, Sampler, likeliest
 from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
 
@@ -38,6 +38,17 @@ def test_picks_are_samples_of_the_laws(sampler: Sampler) -> None:
         law = found.law(node)
         expected = law.argmax() if sampler.greedy else sampler.noise.pick(law, 3 + SHAPE.depth[node])
         assert picked.pick(node) == int(expected)
+
+
+def test_who_looks_ahead_sees_the_noise_that_chooses() -> None:
+    law = torch.softmax(torch.randn(30, generator=torch.Generator().manual_seed(1)), dim=-1)
+    noise = Noise(3)
+    for position in range(2 * AHEAD):
+        race = noise.ahead(30, position)
+        assert torch.equal(race, noise.ahead(30, position))
+        assert int((law / race).argmax()) == Noise(3).pick(law, position)
+    assert len(noise._ahead) == AHEAD
+    assert [noise.pick(law, position) for position in range(9)] == [Noise(3).pick(law, each) for each in range(9)]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

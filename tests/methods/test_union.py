@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +16,8 @@ from hypothesis import strategies as st
 from ramify.api import generate, prepare
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.drawn import draw
-from ramify.engine.events import Drafted
-from ramify.engine.sampling import Sampler
+from ramify.engine.events import Drafted, Scored
+from ramify.engine.sampling import Noise, Sampler
 from ramify.engine.speculate import speculate
 from ramify.engine.tree import Ghosts, TokenTree, TreeShape
 from ramify.errors import RamifyError
@@ -28,7 +30,7 @@ from ramify.methods.draft.ppd_head import PromptTokens
 from ramify.methods.draft.suffix import Suffix
 from ramify.methods.draft.token_recycling import TokenRecycling
 from ramify.methods.draft.union import Parallel, Union
-from ramify.methods.draft.usefulness import FIRST, OTHERS, WEIGHT, Usefulness
+from ramify.methods.draft.usefulness import FIRST, OTHERS, WEIGHT, Usefulness, luck, winning
 from ramify.methods.registry import create
 
 PATHS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), max_size=6)
@@ -249,6 +251,70 @@ def test_kinds_tell_parts_and_agreement_apart() -> None:
     assert usefulness.rates(agreed)[0] > 0.9
     one, other = usefulness.rates(differ)
     assert one < 0.1 < 0.9 < other
+
+
+def test_promises_are_believed_at_first_and_then_measured() -> None:
+    usefulness = Usefulness()
+    tree = replace(TokenTree.from_paths([[1], [2], [3]]), promises=[0.4, 0.25, 0.001])
+    merged = Merged.of([tree])
+    assert [kind[1:4] for [kind] in merged.kinds] == [(-3, 0, 0), (-4, 0, 0), (-9, 0, 0)]
+    assert usefulness.rates(merged) == pytest.approx([2 ** (-2 / 1.5), 0.25, 0.025], abs=0.005)
+    for _ in range(100):
+        usefulness.observe(merged, [2])
+    other = replace(TokenTree.from_paths([[5], [6]]), promises=[0.25, 0.4])  # the place among siblings does not matter
+    assert usefulness.rates(Merged.of([other])) == pytest.approx([(1 + 100) / 104, 4 * 2 ** (-2 / 1.5) / 104])
+
+
+def test_promises_stay_with_their_nodes() -> None:
+    tree = replace(TokenTree.from_paths([[1, 2], [3, 4]]), promises=[0.1, 0.2, 0.3, 0.4])
+    assert tree.cut(1).promises == [0.1, 0.3]
+    with pytest.raises(RamifyError, match="needs as many promises, got 2"):
+        replace(tree, promises=[0.1, 0.2])
+
+
+def test_a_variable_tells_who_wins() -> None:
+    # P(w wins | e) integrated over e ~ Exp(1) is w's probability.
+    for rate in (0.1, 0.4, 0.9):
+        steps = torch.linspace(0.0005, 30.0, 60000, dtype=torch.float64)
+        chance = torch.exp(-steps * (1 - rate) / rate)
+        assert float((torch.exp(-steps) * chance).sum() * 30 / 60000) == pytest.approx(rate, rel=0.01)
+        assert winning(rate, -2) == pytest.approx(math.exp(-(2**-1.5) * (1 - rate) / rate))
+    assert [luck(e) for e in (1e-9, 0.0, 0.5, 0.9, 1.0, 3.9, 1e9)] == [-5, -1, -1, -1, 0, 1, 3]
+
+
+def test_the_noise_decides_between_equal_proposals_where_text_is_sampled() -> None:
+    noise = Noise(7)
+    first = noise.race(10, 1)
+    tree = replace(TokenTree.from_paths([[token] for token in range(10)]), promises=[0.1] * 10)
+    drafter, _ = parallel([tree], nodes=1)
+    assert drafter.draft(context()).tokens.tolist() == [0]
+    sampled = Context([9], 50, Sampler(greedy=False, noise=noise), torch.Generator(), 1)
+    [token] = drafter.draft(sampled).tokens.tolist()
+    assert luck(float(first[token])) == min(map(luck, first.tolist()))
+    unlucky = int(first.argmax())
+    for _ in range(100):  # what is seen counts for more than what was expected
+        drafter.observe(outcome(drafter.draft(sampled), [], token=unlucky))
+    [token] = drafter.draft(sampled).tokens.tolist()
+    assert luck(float(first[token])) == luck(float(first[unlucky]))
+
+
+def test_the_noise_helps_a_union_to_agree_with_the_model() -> None:
+    target, prompt = lm("llama"), text(40, 5)
+    calls = []
+    for sampler in (None, Noise(1234)):  # the right noise, and another one
+        union = Union("token-recycling:nodes=40", nodes=4)
+        total = 0
+        for seed in range(3):
+            [request] = prepare(target, [prompt], union, max_new_tokens=40, seed=seed, do_sample=True, top_k=6)
+            drafter = union.drafter(target, request)
+            assert isinstance(drafter, Parallel)
+            if sampler is not None:
+                drafter._luck = lambda context, right=drafter._luck, wrong=sampler: right(  # type: ignore[method-assign]
+                    replace(context, sampler=Sampler(greedy=False, noise=wrong))
+                )
+            total += sum(isinstance(event, Scored) for event in speculate(target, [request], [drafter]))
+        calls.append(total)
+    assert calls[0] < 0.95 * calls[1]
 
 
 def test_undrafted_nodes_are_judged_and_then_drafted() -> None:

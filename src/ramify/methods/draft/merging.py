@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,14 +74,14 @@ class Merged:
     def kinds(self) -> list[list[Kind]]:
         """Of every node's proposals [N], what tells them apart: the promise p as −1 − 1.5 · log2 1/p, rounded, or where
         there is none the size of the part's tree in powers of two, and the rank."""
-        promises = [tree.promises and [-1 - _class(each) for each in tree.promises] for tree in self.trees]
+        promises = [None if tree.promises is None else _classes(tree.promises) for tree in self.trees]
         sizes = [len(tree).bit_length() for tree in self.trees]
         found: list[list[Kind]] = []
         for proposals, deep in zip(self.proposals, self.depth, strict=True):
             depth, agree, kinds = min(deep, DEPTHS), len(proposals), list[Kind]()
             for part, node, rank in proposals:
                 promised = promises[part]
-                if promised:
+                if promised is not None:
                     kinds.append((part, promised[node], depth, 0, agree))
                 else:
                     kinds.append((part, sizes[part], depth, min(rank, RANKS), agree))
@@ -183,8 +183,9 @@ class Taken:
         return replace(self.ghosts[part], parents=parents, kinds=kinds), outcome.ghosts[kept]
 
 
-def _class(promise: float) -> int:
-    return min(max(round(-1.5 * math.log2(max(promise, 1e-6))), 0), PROMISES)
+def _classes(promises: Sequence[float]) -> list[int]:
+    found = 1.5 * np.log2(np.maximum(promises, 1e-6)) - 1.0
+    return np.rint(np.maximum(found, -1 - PROMISES)).astype(np.int64).tolist()  # type: ignore[no-any-return]
 
 
 def _moved(ghosts: Ghosts, shape: TreeShape, at: Mapping[int, int], size: int) -> Ghosts | None:

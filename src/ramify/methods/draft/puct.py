@@ -146,16 +146,28 @@ def likeliest(table: Adapted, pair: int, depth: int) -> Iterator[Tokens]:
 
 def ranked(table: Adapted, pair: int, depth: int) -> Iterator[Tokens]:
     """All paths of up to ``depth`` tokens by the product of their weights, a row being scaled to a sum of at most 1."""
-    waiting: list[tuple[float, int, Tokens, int]] = [(-1.0, 0, (), pair)]
+    waiting: list[tuple[float, int, Tokens, int, Row, int]] = []
     count = 0
-    while waiting:
-        worth, _, path, pair = heapq.heappop(waiting)
-        if path:
-            yield path
-        row = table.row(pair) if len(path) < depth else None
-        if row is None:
-            continue
-        scale = max(1.0, row.cumulative[-1])
-        for token, weight in zip(row.tokens, row.weights, strict=True):
+
+    def enter(worth: float, path: Tokens, pair: int, row: Row, place: int) -> None:
+        """Wait with the path to a row's successor; its lighter ones need not wait before it has had its turn."""
+        nonlocal count
+        if place < len(row.tokens):
             count += 1
-            heapq.heappush(waiting, (worth * weight / scale, count, (*path, token), table.next(pair, token)))
+            share = row.weights[row.order[place]] / max(1.0, row.cumulative[-1])
+            heapq.heappush(waiting, (worth * share, count, path, pair, row, place))
+
+    row = table.row(pair)
+    if row is not None:
+        enter(-1.0, (), pair, row, 0)
+    while waiting:
+        worth, _, above, pair, row, place = heapq.heappop(waiting)
+        chosen = row.order[place]
+        token, share = row.tokens[chosen], row.weights[chosen] / max(1.0, row.cumulative[-1])
+        path = (*above, token)
+        yield path
+        enter(worth / share, above, pair, row, place + 1)
+        below = table.next(pair, token)
+        following = table.row(below) if len(path) < depth else None
+        if following is not None:
+            enter(worth, path, below, following, 0)

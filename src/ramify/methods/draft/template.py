@@ -111,11 +111,15 @@ class Template:
         return TreeShape.of(place[path[:-1]] for path in self.ranks)
 
     @functools.cached_property
+    def slots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every node's parent (counted with the pending token as 0) and its rank."""
+        return np.array(self.shape.parents, dtype=np.int64) + 1, np.array([path[-1] for path in self.ranks], np.int64)
+
+    @functools.cached_property
     def levels(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """By level: the nodes, their parents (counted with the pending token as 0) and their ranks."""
         depth = np.array(self.shape.depth, dtype=np.int64)
-        parents = np.array(self.shape.parents, dtype=np.int64) + 1
-        last = np.array([path[-1] for path in self.ranks], dtype=np.int64)
+        parents, last = self.slots
         levels = []
         for level in range(int(depth.max(initial=-1)) + 1):
             nodes = np.flatnonzero(depth == level)

@@ -26,11 +26,12 @@ KEYS = 1 << 18  # rows that are adapted
 class Row:
     """Successors of one pair: ``tokens`` with their ``weights``."""
 
-    __slots__ = ("_cumulative", "tokens", "weights")
+    __slots__ = ("_cumulative", "_order", "tokens", "weights")
 
     def __init__(self, tokens: list[int], weights: list[float]) -> None:
         self.tokens, self.weights = tokens, weights
         self._cumulative: list[float] | None = None
+        self._order: list[int] | None = None
 
     @property
     def cumulative(self) -> list[float]:
@@ -38,6 +39,13 @@ class Row:
         if self._cumulative is None:
             self._cumulative = list(accumulate(self.weights))
         return self._cumulative
+
+    @property
+    def order(self) -> list[int]:
+        """The places of the successors, the heaviest first."""
+        if self._order is None:
+            self._order = sorted(range(len(self.weights)), key=self.weights.__getitem__, reverse=True)
+        return self._order
 
     def copy(self) -> Row:
         return Row(self.tokens.copy(), self.weights.copy())
@@ -62,7 +70,7 @@ class Row:
                 del self.tokens[lightest], self.weights[lightest]
             self.tokens.append(token)
             self.weights.append(min(cap, by))
-        self._cumulative = None
+        self._cumulative = self._order = None
 
 
 @dataclass(frozen=True, eq=False)

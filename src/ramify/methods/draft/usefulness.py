@@ -47,20 +47,20 @@ class Usefulness:
     def __init__(self) -> None:
         self.counts: dict[Kind, tuple[float, float]] = {}  # right, seen
         self.known: dict[Kind, float] = {}  # their quotient
-        self.lucky: dict[tuple[Kind, int], tuple[int, int]] = {}  # right, seen, by the class of the noise
+        self.lucky: dict[tuple[Kind, int], tuple[int, int, float]] = {}  # right, seen, rate by the class of the noise
 
     def rates(self, merged: Merged) -> list[float]:
         """For every node, the probability that it is accepted; never above its parent's."""
-        known, rates = self.known, list[float]()
-        for node, (kinds, parent) in enumerate(zip(merged.kinds, merged.parents, strict=True)):
-            best = 0.0
-            for kind in kinds:
-                rate = known.get(kind) or guess(kind)
-                if merged.luck is not None:
-                    rate = self._lucky(kind, rate, merged.luck[node])
-                if rate > best:
-                    best = rate
-            rates.append(best * rates[parent] if parent >= 0 else best)
+        if merged.luck is None:
+            best = [max(map(self._rate, kinds)) for kinds in merged.kinds]
+        else:
+            best = [
+                max([self._lucky(kind, luck) for kind in kinds])
+                for kinds, luck in zip(merged.kinds, merged.luck, strict=True)
+            ]
+        rates: list[float] = []
+        for rate, parent in zip(best, merged.parents, strict=True):
+            rates.append(rate * rates[parent] if parent >= 0 else rate)
         return rates
 
     def observe(self, merged: Merged, tokens: Sequence[int]) -> None:
@@ -77,9 +77,14 @@ class Usefulness:
                     self.known[kind] = hits / seen
                     if merged.luck is not None:
                         cell = kind, merged.luck[node]
-                        won, drawn = self.lucky.get(cell, (0, 0))
-                        self.lucky[cell] = won + hit, drawn + 1
+                        won, drawn, _ = self.lucky.get(cell, (0, 0, 0.0))
+                        won, drawn = won + hit, drawn + 1
+                        rate = (won + WEIGHT * winning(hits / seen, cell[1])) / (drawn + WEIGHT)
+                        self.lucky[cell] = won, drawn, rate
 
-    def _lucky(self, kind: Kind, rate: float, luck: int) -> float:
-        won, drawn = self.lucky.get((kind, luck), (0, 0))
-        return (won + WEIGHT * winning(rate, luck)) / (drawn + WEIGHT)
+    def _rate(self, kind: Kind) -> float:
+        return self.known.get(kind) or guess(kind)
+
+    def _lucky(self, kind: Kind, luck: int) -> float:
+        cell = self.lucky.get((kind, luck))
+        return cell[2] if cell is not None else winning(self._rate(kind), luck)
