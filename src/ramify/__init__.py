@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ramify.models.causal import CausalLM, load
     from ramify.models.endpoint import RemoteError
     from ramify.models.remote import RemoteLM
+    from ramify.solving import solve
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "load",
     "methods",
     "register",
+    "solve",
     "stream",
     "tune",
     "verify",
@@ -61,6 +63,7 @@ _PLACES = {
     "compare": "ramify.bench.compare",
     "generate": "ramify.api",
     "load": "ramify.models.causal",
+    "solve": "ramify.solving",
     "stream": "ramify.api",
     "tune": "ramify.bench.tune",
     "verify": "ramify.bench.check",

@@ -28,6 +28,11 @@ class Roster:
         """Paths that came to their own end, in the order of their numbers."""
         return [path for path in self.paths if path.complete]
 
+    @property
+    def running(self) -> bool:
+        """Whether the loop goes on."""
+        return bool(self.live) and self.stopped is None
+
     def start(self, count: int) -> list[Path]:
         """``count`` new paths at the prompt."""
         return [self._enter(Path(len(self.paths))) for _ in range(count)]
@@ -53,6 +58,11 @@ class Roster:
         """What happened since the last call."""
         happened, self.events = self.events, []
         return happened
+
+    def receive(self, path: Path, reason: str) -> None:
+        """``path`` came in whole, as a server gives it, and ended by ``reason``."""
+        self._end(path, reason)
+        self._grew(len(path))
 
     def _enter(self, path: Path) -> Path:
         self.paths.append(path)

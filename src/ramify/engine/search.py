@@ -52,6 +52,19 @@ class Policy(ABC):
         """Which paths are best, and what the answer is. All paths have ended; ``pool.ended`` is not empty."""
 
 
+class WholePolicy(Policy):
+    """A policy that looks at paths only when they have ended, so that they may grow anywhere, also on a server."""
+
+    @abstractmethod
+    def begin(self, pool: Roster) -> None: ...
+
+    def reduce(self, pool: Roster) -> None:
+        """After every step, and after every path that a server sends."""
+
+    @abstractmethod
+    def decide(self, pool: Roster) -> Decision: ...
+
+
 def search(
     lm: CausalLM, request: Request, policy: Policy, *, row: int = 0, budget: int | None = None
 ) -> Iterator[Event]:
@@ -68,7 +81,7 @@ def search(
     pool = Pool(lm, request, row, budget, policy.layers)
     policy.begin(pool)
     yield from pool.drain()
-    while pool.live and not pool.stopped:
+    while pool.running:
         choices = policy.expand(pool)
         if choices:
             pool.advance(choices)

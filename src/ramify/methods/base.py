@@ -17,7 +17,7 @@ from ramify.engine.events import Accepted, Event
 from ramify.engine.request import Request
 from ramify.engine.result import Result, Stats
 from ramify.engine.sampling import Noise, Sampler, is_stateful
-from ramify.engine.search import Policy, search
+from ramify.engine.search import Policy, WholePolicy, search
 from ramify.engine.speculate import speculate
 from ramify.engine.verify import VERIFIERS, Rule
 from ramify.errors import RamifyError, unknown
@@ -143,6 +143,10 @@ class SearchMethod(Method):
     @abstractmethod
     def policy(self, lm: CausalLM, request: Request) -> Policy:
         """The policy of one request."""
+
+    def distant(self) -> WholePolicy | None:
+        """The policy of one request to a server, where paths are only seen whole; None where that is not enough."""
+        return None
 
     def run(self, lm: CausalLM, requests: Sequence[Request]) -> Iterator[Event]:
         for row, request in enumerate(requests):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from ramify.engine.aggregate import best
 from ramify.engine.path import Path
-from ramify.engine.pool import Pool
 from ramify.engine.request import Request
-from ramify.engine.search import Decision, Policy
+from ramify.engine.roster import Roster
+from ramify.engine.search import Decision, Policy, WholePolicy
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import SearchMethod
 from ramify.methods.registry import register
@@ -57,18 +57,22 @@ class BestOfN(SearchMethod):
     def policy(self, lm: CausalLM, request: Request) -> Policy:
         return _Likeliest(self)
 
+    def distant(self) -> WholePolicy | None:
+        # A server tells one law only, the model's own or the one it drew from.
+        return _Likeliest(self) if self.law == "raw" else None
+
     def score(self, path: Path) -> float:
         """What paths are ranked by."""
         found = path.log_probs if self.law == "raw" else path.sampled_log_probs
         return sum(found) / (len(found) if self.mean else 1)
 
 
-class _Likeliest(Policy):
+class _Likeliest(WholePolicy):
     def __init__(self, options: BestOfN) -> None:
         self.options = options
 
-    def begin(self, pool: Pool) -> None:
+    def begin(self, pool: Roster) -> None:
         pool.start(self.options.paths)
 
-    def decide(self, pool: Pool) -> Decision:
+    def decide(self, pool: Roster) -> Decision:
         return best(pool.ended, self.options.score)

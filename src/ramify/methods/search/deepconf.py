@@ -28,7 +28,8 @@ from ramify.engine.aggregate import bottom, confidence_bar, keep_confident, lowe
 from ramify.engine.path import Path, mean
 from ramify.engine.pool import Pool
 from ramify.engine.request import Request
-from ramify.engine.search import Decision, Policy
+from ramify.engine.roster import Roster
+from ramify.engine.search import Decision, Policy, WholePolicy
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import SearchMethod
 from ramify.methods.registry import register
@@ -84,6 +85,9 @@ class DeepConf(SearchMethod):
     def policy(self, lm: CausalLM, request: Request) -> Policy:
         return _Online(self) if self.online else _Offline(self)
 
+    def distant(self) -> WholePolicy | None:
+        return None if self.online else _Offline(self)
+
     def weight(self, path: Path) -> float:
         """The score of a finished path."""
         if self.score == "mean":
@@ -91,14 +95,14 @@ class DeepConf(SearchMethod):
         return {"tail": tail, "bottom": bottom, "lowest": lowest}[self.score](path, self.window)
 
 
-class _Offline(Policy):
+class _Offline(WholePolicy):
     def __init__(self, options: DeepConf) -> None:
         self.options = options
 
-    def begin(self, pool: Pool) -> None:
+    def begin(self, pool: Roster) -> None:
         pool.start(self.options.paths)
 
-    def decide(self, pool: Pool) -> Decision:
+    def decide(self, pool: Roster) -> Decision:
         weight = self.options.weight
         return vote(keep_confident(pool.ended, weight, self.options.eta), weight)
 

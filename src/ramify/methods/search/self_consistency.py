@@ -21,9 +21,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ramify.engine.aggregate import agreement, vote
-from ramify.engine.pool import Pool
 from ramify.engine.request import Request
-from ramify.engine.search import Decision, Policy
+from ramify.engine.roster import Roster
+from ramify.engine.search import Decision, Policy, WholePolicy
 from ramify.errors import RamifyError
 from ramify.methods.base import SearchMethod
 from ramify.methods.registry import register
@@ -61,15 +61,18 @@ class SelfConsistency(SearchMethod):
     def policy(self, lm: CausalLM, request: Request) -> Policy:
         return _Sampled(self)
 
+    def distant(self) -> WholePolicy | None:
+        return _Sampled(self)
 
-class _Sampled(Policy):
+
+class _Sampled(WholePolicy):
     def __init__(self, options: SelfConsistency) -> None:
         self.options = options
 
-    def begin(self, pool: Pool) -> None:
+    def begin(self, pool: Roster) -> None:
         pool.start(self.options.paths if self.options.agree is None else min(self.options.batch, self.options.paths))
 
-    def reduce(self, pool: Pool) -> None:
+    def reduce(self, pool: Roster) -> None:
         agree = self.options.agree
         if agree is None or pool.live:
             return
@@ -77,5 +80,5 @@ class _Sampled(Policy):
         if agreement(pool.ended) < agree and left > 0:
             pool.start(min(self.options.batch, left))
 
-    def decide(self, pool: Pool) -> Decision:
+    def decide(self, pool: Roster) -> Decision:
         return vote(pool.ended)
