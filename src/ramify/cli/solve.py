@@ -1,0 +1,133 @@
+"""``ramify solve``: a question in, an answer out, with the vote, the paths and what they cost."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ramify.cli import shell
+from ramify.errors import RamifyError
+from ramify.methods.options import build
+
+if TYPE_CHECKING:
+    from ramify.engine.path import Path as Continuation
+    from ramify.engine.result import Result
+    from ramify.models.causal import CausalLM
+    from ramify.models.remote import RemoteLM
+
+SHOWN = 12  # paths in the table
+
+
+def solve(
+    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")] = "-",
+    model: shell.Model = "demo-reasoner",
+    method: Annotated[str, typer.Option(help="A method that searches; see 'ramify methods'.")] = "self-consistency",
+    option: shell.Options = None,
+    max_new_tokens: shell.Tokens = 512,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.7,
+    top_p: shell.TopP = None,
+    top_k: shell.TopK = None,
+    template: Annotated[
+        str | None,
+        typer.Option(help="The text to continue, with {question} in it; by default the model's chat template."),
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible server, as http://localhost:8000/v1, that has the model.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Draw the paths over time, on one page, in this file.")] = None,
+    dtype: shell.Dtype = None,
+    device: shell.Device = None,
+    trust_remote_code: shell.Trust = False,
+    seed: shell.Seed = 0,
+    json: shell.Json = False,
+) -> None:
+    """Answer a question along several paths; the answer goes to standard output, the vote to standard error."""
+    text = (sys.stdin.read() if question == "-" else question).strip()
+    if not text:
+        raise RamifyError("the question is empty; give at least one character")
+    shell.writable(html)
+    with shell.waiting("loading torch …"):
+        chosen = build(method, option or [])
+    lm = _server(model, server) if server else shell.load(model, dtype, device, trust_remote_code)
+
+    import ramify
+
+    settings = shell.given(top_p=top_p, top_k=top_k)
+    with shell.waiting("thinking …"):
+        result = ramify.solve(
+            lm, text, chosen, max_new_tokens=max_new_tokens, temperature=temperature, template=template, seed=seed,
+            **settings,
+        )  # fmt: skip
+    if html:
+        from ramify.report.pool import write
+
+        write(result, text, html, method=chosen, model=model)
+    if json:
+        shell.emit({"model": model, "method": method, "seed": seed, "question": text, **report(result)})
+        return
+    sys.stdout.write(f"{result.answer if result.answer is not None else result.text}\n")
+    sys.stdout.flush()
+    show(result)
+    if html:
+        shell.note(f"the paths are drawn in {html}")
+
+
+def _server(model: str, address: str) -> RemoteLM | CausalLM:
+    from ramify.models.remote import RemoteLM
+
+    return RemoteLM(model, address)
+
+
+def show(result: Result) -> None:
+    """The vote, the best paths and the bill, on standard error."""
+    from rich.table import Table
+
+    for said in result.notes:
+        shell.note(said)
+    if result.votes:
+        total = sum(result.votes.values())
+        votes = ", ".join(
+            f"{answer}: {100 * weight / total:.0f} %" for answer, weight in list(result.votes.items())[:6]
+        )
+        shell.note(f"votes: {votes}")
+    table = Table("path", "from", "tokens", "end", "confidence", "answer", box=None, header_style="dim")
+    for path in result.paths[:SHOWN]:
+        table.add_row(*_row(path))
+    shell.err.print(table)
+    if len(result.paths) > SHOWN:
+        shell.note(f"and {len(result.paths) - SHOWN} more paths")
+    cost = result.cost
+    shell.note(
+        f"{cost.generated_tokens} tokens drawn in {cost.forward_calls} passes over {cost.row_steps} rows, "
+        f"{cost.prompt_tokens} of the prompt read once, {cost.wall_seconds:.2f} s"
+    )
+
+
+def _row(path: Continuation) -> list[str]:
+    origin = "prompt" if path.parent is None else f"{path.parent} at {path.start}"
+    confidence = f"{path.confidence:.2f}" if path.confidences else ""
+    return [str(path.number), origin, str(len(path)), path.finish or "", confidence, path.answer or ""]
+
+
+def report(result: Result) -> dict[str, Any]:
+    """A result as JSON shows it."""
+    paths = [
+        {
+            "number": path.number, "parent": path.parent, "start": path.start, "tokens": len(path),
+            "finish": path.finish, "answer": path.answer, "confidence": path.confidence if path.confidences else None,
+            "mean_log_prob": path.mean_log_prob if path.log_probs else None, "text": path.text,
+        }
+        for path in result.paths
+    ]  # fmt: skip
+    return {
+        "answer": result.answer,
+        "text": result.text,
+        "votes": result.votes,
+        "paths": paths,
+        "cost": asdict(result.cost),
+        "notes": result.notes,
+    }
