@@ -1,7 +1,7 @@
-"""Captions of one scene as an exact model: six templates, three words for each slot, and what a set of captions is worth.
+"""Captions of one scene as an exact model: six templates, three words for each slot, and what captions are worth.
 
-The next-token law is the exact conditional of the mixture, mixed with 0.1 % uniform, so that a search's doing is seen and
-nothing else: no training, no sampling of references.
+The next-token law is the exact conditional of the mixture, mixed with 0.1 % uniform, so that a search's doing is seen
+and nothing else: no training, no sampling of references.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ Words = tuple[str, ...]
 def captions() -> dict[Words, float]:
     """Every caption with its probability."""
     found: dict[Words, float] = {}
-    for (template, weight), *picks in itertools.product(TEMPLATES.items(), *[range(len(SHARES))] * len(SLOTS)):
-        chosen = dict(zip(SLOTS, picks, strict=True))
-        words = tuple(f"{word}{chosen[word]}" if word in SLOTS else word for word in template.split())
-        found[words] = weight * math.prod(SHARES[pick] for pick in picks)
+    for template, weight in TEMPLATES.items():
+        for picks in itertools.product(range(len(SHARES)), repeat=len(SLOTS)):
+            chosen = dict(zip(SLOTS, picks, strict=True))
+            words = tuple(f"{word}{chosen[word]}" if word in SLOTS else word for word in template.split())
+            found[words] = weight * math.prod(SHARES[pick] for pick in picks)
     return found
 
 
@@ -55,19 +56,20 @@ def caption_model() -> CausalLM:
     """The model; prompts are ``[START]``, and ``END`` ends a caption."""
     words = vocabulary()
     ids = {word: place for place, word in enumerate(words)}
-    ahead: dict[tuple[int, ...], Counter[int]] = {}
+    ahead: dict[tuple[int, ...], dict[int, float]] = {}
     for caption, probability in captions().items():
         tokens = (START, *(ids[word] for word in caption), END)
         for place in range(1, len(tokens)):
-            ahead.setdefault(tokens[:place], Counter())[tokens[place]] += probability  # type: ignore[assignment]
+            following = ahead.setdefault(tokens[:place], {})
+            following[tokens[place]] = following.get(tokens[place], 0.0) + probability
 
     def law(prefix: tuple[int, ...]) -> Tensor:
         uniform = torch.full((len(words),), 1 / len(words), dtype=torch.float64)
-        counts = ahead.get(prefix)
-        if counts is None:
+        following = ahead.get(prefix)
+        if following is None:
             return uniform
         exact = torch.zeros(len(words), dtype=torch.float64)
-        for token, weight in counts.items():
+        for token, weight in following.items():
             exact[token] = weight
         return (1 - UNIFORM) * exact / exact.sum() + UNIFORM * uniform
 

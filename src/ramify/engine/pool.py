@@ -75,13 +75,18 @@ class Pool(Roster):
         """The model's own log-probabilities of the next token of each path: float32 [n, V]."""
         return self._log_probs[self._index(paths)]
 
-    def laws(self, paths: Sequence[Path]) -> Tensor:
-        """The laws that the next tokens are drawn from, all processors applied: float32 [n, V]."""
+    def laws(self, paths: Sequence[Path], *, soft: bool = False) -> Tensor:
+        """The laws that the next tokens are drawn from, all processors applied: float32 [n, V].
+
+        ``soft``: the softmax where decoding is greedy, too.
+        """
+        sampler = self.request.sampler
         laws = self._log_probs.new_empty(len(paths), self._log_probs.shape[-1])
         for places in self._by_length(paths).values():
             chosen = [paths[place] for place in places]
             prefixes = self._ids[self._index(chosen), : self._began + len(chosen[0])]
-            laws[places] = self.request.sampler.laws(prefixes, self.logits[self._index(chosen)])
+            logits = self.logits[self._index(chosen)]
+            laws[places] = sampler.scores(prefixes, logits).softmax(-1) if soft else sampler.laws(prefixes, logits)
         return laws
 
     def processed(self, paths: Sequence[Path]) -> Tensor:
