@@ -103,8 +103,8 @@ def test_a_server_gives_the_log_probs_that_rank() -> None:
     means = {path.number: path.mean_log_prob for path in result.paths}
     assert result.paths[0].number == max(means, key=means.__getitem__)
     [local] = ramify.solve(
-        byte_lm(), QUESTION, "best-of-n", options={"paths": 1}, seed=3, max_new_tokens=8, temperature=1.0, template=TEXT,
-        top_k=0,
+        byte_lm(), QUESTION, "best-of-n", options={"paths": 1}, seed=3, max_new_tokens=8, temperature=1.0,
+        template=TEXT, top_k=0,
     ).paths  # fmt: skip
     [mine] = [path for path in result.paths if path.number == 0]
     assert mine.log_probs == pytest.approx(local.log_probs, abs=1e-4)
