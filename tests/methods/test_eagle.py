@@ -24,6 +24,7 @@ from ramify.engine.events import Accepted, Drafted
 from ramify.engine.sampling import Sampler
 from ramify.engine.tree import TreeShape
 from ramify.errors import RamifyError
+from ramify.methods.draft import eagle_draft
 from ramify.methods.draft.eagle import Eagle
 from ramify.methods.draft.eagle_draft import Continuer, TreeDrafter
 from ramify.methods.draft.eagle_head import TOKEN_LOSS, EagleHead, EagleSizes, aux_layers
@@ -352,11 +353,12 @@ def test_after_any_number_of_steps_the_text_is_as_if_read_at_once(sizes: dict[st
 
 @pytest.mark.parametrize("sizes", [{}, {"version": 3}])
 @pytest.mark.parametrize("length", [4, 12, 14])
-@pytest.mark.parametrize("drafts", [True, False])
+@pytest.mark.parametrize(("drafts", "chunk"), [(True, 512), (False, 512), (True, 4)])
 def test_after_a_rewind_it_drafts_as_if_it_had_never_seen_what_was_refused(
-    sizes: dict[str, Any], length: int, drafts: bool
+    sizes: dict[str, Any], length: int, drafts: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Within the prompt, within a step, and where only the pending token changes; with or without a draft since."""
+    monkeypatch.setattr(eagle_draft, "CHUNK", chunk)
     model = lm("llama")
     head = heads.eagle(model, **sizes)
     refused, wanted = text(16, 5), [*text(16, 5)[:length], *text(16 - length, 9)]

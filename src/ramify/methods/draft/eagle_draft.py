@@ -18,6 +18,8 @@ from ramify.methods.draft.eagle_tree import Growth
 from ramify.methods.draft.small_layer import SmallLayer, Text
 from ramify.models.causal import CausalLM
 
+CHUNK = 512  # verified tokens that are read at a time
+
 
 class Continuer:
     """The head laid out for few rows, in the target's dtype and on its device."""
@@ -132,7 +134,8 @@ class TreeDrafter(Drafter):
         self.read.append(states)
         self.waiting.clear()
         following = torch.tensor(tokens[self.text.length + 1 :], device=states.device)
-        return self.continuer.read(self.text, following, states)
+        pieces = zip(following.split(CHUNK), states.split(CHUNK), strict=True)
+        return [self.continuer.read(self.text, *piece) for piece in pieces][-1]
 
     def _grow(self, out: Tensor, depth: int) -> tuple[TokenTree, np.ndarray]:
         growth, nodes = Growth(), self.nodes
