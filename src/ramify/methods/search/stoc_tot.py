@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ramify.errors import RamifyError, unknown
-from ramify.methods.search.grounding import normalise, similarity
+from ramify.methods.search.grounding import similarity
 from ramify.methods.search.stoc_tot_roles import Roles
 from ramify.methods.search.stoc_tot_tree import RULES, Node, Solution, Step
 
@@ -148,8 +148,7 @@ class _Growth:
             child.probability = node.probability * child.edge
         self.size += len(steps)
         if not steps:
-            answer = self.conclude(node).strip()
-            node.answer = answer if normalise(answer) else None
+            node.answer = self.conclude(node).strip() or None
 
     def conclude(self, leaf: Node) -> str:
         """The final answer of a line; where nothing was asked, the question is answered as its own only step."""

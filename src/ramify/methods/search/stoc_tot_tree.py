@@ -110,7 +110,7 @@ class Solution:
         best: dict[str, float] = {}
         for leaf in self.leaves:
             if leaf.answer is not None:
-                answer = normalise(leaf.answer)
+                answer = _same(leaf.answer)
                 best[answer] = max(best.get(answer, 0.0), leaf.probability)
                 scores[answer] = scores.get(answer, 0.0) + weight(leaf)
         found = best if rule == "best" else scores
@@ -121,7 +121,7 @@ class Solution:
     def decide(self, rule: str) -> str | None:
         """The answer that scores best by ``rule``, as its likeliest leaf spells it."""
         winner = next(iter(self.scored(rule)), None)
-        leaves = [leaf for leaf in self.leaves if leaf.answer is not None and normalise(leaf.answer) == winner]
+        leaves = [leaf for leaf in self.leaves if leaf.answer is not None and _same(leaf.answer) == winner]
         return max(leaves, key=lambda leaf: leaf.probability).answer if leaves else None
 
     def recall(self, gold: str) -> float:
@@ -178,6 +178,11 @@ class Solution:
                 first = first.children[0]
             return lambda leaf: float(leaf is first)
         return (lambda leaf: leaf.probability) if rule == "sum" else lambda leaf: 1.0
+
+
+def _same(answer: str) -> str:
+    """What equal answers have in common; an article that is all there is ("vitamin A") counts."""
+    return normalise(answer) or answer.lower().strip()
 
 
 def _drawn(siblings: Sequence[Node], margin: str) -> Iterator[str]:
