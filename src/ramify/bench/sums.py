@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ramify.api import generate
 from ramify.bench.tasks import Task, parse_answer, tasks
@@ -18,6 +21,7 @@ from ramify.engine.path import Path as Route
 from ramify.engine.result import Result
 from ramify.errors import RamifyError
 from ramify.methods.base import Method
+from ramify.methods.head import teach
 from ramify.methods.search.self_consistency import SelfConsistency
 from ramify.models.causal import CausalLM, load
 from ramify.train.job import Job
@@ -56,6 +60,17 @@ def sampled_pools(lm: CausalLM, questions: Sequence[Task], paths: int, seed: int
         found = ask(lm, question, SelfConsistency(paths=paths), seed + 1000 * place, do_sample=True, **settings)
         pools.append(sorted(found.paths, key=lambda path: path.number))
     return pools
+
+
+@torch.inference_mode()
+def confident_in(lm: CausalLM, question: Task, paths: Sequence[Route], top: int) -> list[Route]:
+    """``paths`` with confidences of the ``top`` likeliest tokens, where a pool took as many as it always does."""
+    prompt = lm.encode(question.prompt)
+    longest = max(map(len, paths))
+    texts = torch.tensor([[*prompt, *path.tokens, *[0] * (longest - len(path))] for path in paths], device=lm.device)
+    logp = teach(lm, texts).logits[:, len(prompt) - 1 : -1].float().log_softmax(-1)
+    confidences = (-logp.topk(top, dim=-1).values.mean(dim=-1)).tolist()
+    return [replace(path, confidences=found[: len(path)]) for path, found in zip(paths, confidences, strict=True)]
 
 
 def accuracy(questions: Sequence[Task], answers: Sequence[str | None]) -> float:
