@@ -134,7 +134,7 @@ class TreeDrafter(Drafter):
         self.read.append(states)
         self.waiting.clear()
         following = torch.tensor(tokens[self.text.length + 1 :], device=states.device)
-        pieces = zip(following.split(CHUNK), states.split(CHUNK), strict=True)
+        pieces = zip(torch.split(following, CHUNK), torch.split(states, CHUNK), strict=True)
         return [self.continuer.read(self.text, *piece) for piece in pieces][-1]
 
     def _grow(self, out: Tensor, depth: int) -> tuple[TokenTree, np.ndarray]:
