@@ -147,6 +147,17 @@ def test_the_best_are_tried_at_other_sizes_and_together(monkeypatch: pytest.Monk
     assert len(table.asked) == len(set(table.asked)) + 1  # nothing twice but the warm-up
 
 
+def test_a_bad_size_does_not_hide_a_good_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = search(
+        monkeypatch,
+        {"aded:nodes=8": giving(2.0, 8), "suffix": giving(1.9, 8), "sam": giving(1.8, 8), "medusa": giving(1.7, 8),
+         "aded:nodes=64": giving(1.0, 64)},
+    )  # fmt: skip
+    for spec in ("aded:nodes=8", "suffix", "sam", "medusa", "aded:nodes=64"):
+        found.run(spec)
+    assert found.finalists() == ["aded:nodes=8", "suffix", "sam"]
+
+
 def test_a_part_that_adds_nothing_ends_the_union(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = search(
         monkeypatch,

@@ -137,7 +137,7 @@ class Search:
         return sorted(self.runs, key=self.speed, reverse=True)
 
     def try_all(self, methods: Sequence[str] | None) -> None:
-        """All singles, the best ones at other sizes, and unions of them."""
+        """All singles, the best ones at other sizes, and unions of them; the default union too where all are asked."""
         for spec in methods or drafters():
             self.run(spec)
         singles = self.leaders()
@@ -145,6 +145,8 @@ class Search:
             for size in SIZES:
                 self.run(sized(single, size))
         self.unite(singles)
+        if methods is None:
+            self.run(Union.card.name)
 
     def run(self, spec: str) -> None:
         """Try ``spec``, once; a reason is ``left_out`` where it cannot be built or run here."""
@@ -181,7 +183,10 @@ class Search:
     def finalists(self) -> list[str]:
         """Those with the most expected tokens per second, of each method the best size; a single one among them."""
         ranked = self.ranked()
-        best = list({family(spec): spec for spec in reversed(ranked)}.values())[::-1]
+        sizes: dict[str, str] = {}
+        for spec in ranked:
+            sizes.setdefault(family(spec), spec)
+        best = list(sizes.values())
         single = next((spec for spec in best if not isinstance(build_spec(spec), COMPOSITIONS)), None)
         chosen = best[:FINALISTS]
         return chosen if single is None or single in chosen else [*chosen[:-1], single]

@@ -44,9 +44,11 @@ def run(
     repeats: int = 3,
     temperature: float = 0.7,
     singles: str = "",
+    beside: str = "union",
     timed: bool = True,
 ) -> Outcome:
-    """Both measures; ``singles``: the drafters to try, separated by commas, instead of the whole catalogue."""
+    """Both measures; ``singles``: the drafters to try, separated by commas, instead of the whole catalogue; ``beside``:
+    methods that take turns with the best in any case."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -80,7 +82,8 @@ def run(
             if timed:
                 base = "sample" if settings["do_sample"] else "greedy"
                 methods = [build_spec(spec) for spec in best[: BEST + 1]] + [
-                    build_spec(union(specs)) for specs in unions
+                    build_spec(spec)
+                    for spec in [*map(union, unions), *(spec for spec in outside(beside, ",+") if spec)]
                 ]
                 comparison = compare(
                     lm, held_out_prompts(prompts), [base, *methods], seed=seed, repeats=repeats,

@@ -64,7 +64,7 @@ class Union(DraftMethod):
     one after the other in "order".
     """
 
-    methods: Parts = "token-recycling,suffix"
+    methods: Parts = "aded:search=full:nodes=16,token-recycling:nodes=16,suffix"
     nodes: int | None = None
     share: Literal["useful", "turns", "order"] = "useful"
 
