@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -22,6 +23,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _MARKS = re.compile(r"[^\w\s]|_")
 
 
+@functools.lru_cache(maxsize=4096)
 def normalise(answer: str) -> str:
     """``answer`` in lower case, without marks, articles and further blanks: HotpotQA's normaliser."""
     return " ".join(word for word in _MARKS.sub("", answer.lower()).split() if word not in _ARTICLES)
