@@ -81,10 +81,8 @@ def run(
                 tables.append(Table(title, [trial.row(largest, share) for share in SHARES]))
             if timed:
                 base = "sample" if settings["do_sample"] else "greedy"
-                methods = [build_spec(spec) for spec in best[: BEST + 1]] + [
-                    build_spec(spec)
-                    for spec in [*map(union, unions), *(spec for spec in outside(beside, ",+") if spec)]
-                ]
+                more = [spec for spec in outside(beside, ",+") if spec]
+                methods = [build_spec(spec) for spec in [*best[: BEST + 1], *map(union, unions), *more]]
                 comparison = compare(
                     lm, held_out_prompts(prompts), [base, *methods], seed=seed, repeats=repeats,
                     max_new_tokens=max_new_tokens, **settings,
