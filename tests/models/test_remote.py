@@ -361,14 +361,11 @@ def test_retry_after_is_heeded(server: Server, naps: list[float]):
 
 
 def test_a_server_that_hangs(server: Server):
-    server.faults = deque([None, hangs, hangs])
-    lm = remote(server, chat=False, timeout=0.3, retries=1, concurrency=1)
-    error = refused(
-        lambda: lm.complete("abc", samples=2, max_new_tokens=2), "within 0.3 s", "timeout", kind=RemoteError
-    )
+    server.faults = deque([hangs, None, hangs, hangs])  # the first sample at its second try, the second never
+    lm = remote(server, chat=False, timeout=1, retries=1, concurrency=1)
+    error = refused(lambda: lm.complete("abc", samples=2, max_new_tokens=2), "within 1 s", "timeout", kind=RemoteError)
     assert [reply.sample for reply in error.replies] == [0]
-    server.faults = deque([hangs])
-    assert lm.complete("abc", max_new_tokens=2)[0].completion_tokens == 2
+    assert len(server.requests) == 4
 
 
 def test_a_server_that_is_not_there():
@@ -450,6 +447,13 @@ def test_the_budget_holds_over_calls_and_probes(server: Server):
     spent = lm.spent
     refused(lambda: lm.complete("abc", max_new_tokens=10), "budget of 200 tokens", "raise budget", kind=BudgetSpent)
     assert 200 - 15 < spent == lm.spent == server.tokens <= 200
+
+
+def test_requests_wait_for_what_others_turn_out_to_take(server: Server):
+    """The bound of a first chat would fit into the budget once only; what chats really take, four times."""
+    lm = remote(server, chat=True, budget=200, concurrency=4)
+    assert len(lm.complete("hi", samples=4, max_new_tokens=4)) == 4
+    assert lm.spent < 150
 
 
 def test_failed_tries_are_not_counted(server: Server):
