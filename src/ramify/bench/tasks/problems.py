@@ -117,7 +117,7 @@ def story(rng: random.Random) -> Problem:
     """ "Tom has 14 apples, buys 3 bags of 6 and gives away 9. How many apples does Tom have now?" """
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     total = rng.randint(10, 99)
-    chain, happenings = [Term("+", total)], []
+    chain, happenings = [Term("+", total)], list[str]()
     wanted = rng.randint(2, 5)
     while len(happenings) < wanted:
         term, said = _happening(rng)
@@ -186,10 +186,10 @@ def table(rng: random.Random) -> Problem:
     rows = [(name, rng.randint(2, 9), rng.randint(2, 19)) for name in rng.sample(GOODS, rng.randint(3, 5))]
     lines = "\n".join(["item price qty", *(f"{name} {price} {quantity}" for name, price, quantity in rows)])
     column = rng.choice(("price", "qty"))
-    place = 1 if column == "price" else 2
+    cells = [price if column == "price" else quantity for _, price, quantity in rows]
     sign = rng.choice("<>")
-    bound = rng.choice([row[place] for row in rows]) + (1 if sign == "<" else -1)
-    kept = [row for row in rows if (row[place] < bound if sign == "<" else row[place] > bound)]
+    bound = rng.choice(cells) + (1 if sign == "<" else -1)
+    kept = [row for row, cell in zip(rows, cells, strict=True) if (cell < bound if sign == "<" else cell > bound)]
     if rng.random() < 0.25 or len(kept) < 2:
         ask, kept = "What do all items cost together?", rows
     else:
