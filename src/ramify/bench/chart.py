@@ -21,6 +21,8 @@ GAP = 15  # between two names at the right end, in pixels
 class Chart:
     """Lines over axes that double from one grid line to the next; all numbers are above zero.
 
+    ``even``: the upright axis runs evenly instead, as shares do.
+
     ``name``: a short word for the file. ``lines``: points of each line, by what it is called. ``floors``: for some of
     them the least value that it could have, drawn dashed in its colour; ``floor`` says what that is. ``ticks``: the
     numbers below the axis, by default those of all points.
@@ -34,6 +36,7 @@ class Chart:
     floors: Mapping[str, float] = field(default_factory=dict)
     floor: str = ""
     ticks: Sequence[float] = ()
+    even: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         lines = {name: [list(point) for point in points] for name, points in self.lines.items()}
@@ -43,9 +46,12 @@ class Chart:
         """The picture; its background is white, so that it can be read on any page."""
         points = [point for line in self.lines.values() for point in line]
         across = _Axis.of([x for x, _ in points], LEFT, WIDTH - RIGHT)
-        heights = [math.log2(y) for y in [*(y for _, y in points), *self.floors.values()]]
-        ends = [2.0 ** math.floor(min(heights)), 2.0 ** math.ceil(max(heights))]
-        up = _Axis.of(ends, HEIGHT - BOTTOM, TOP)
+        heights = [*(y for _, y in points), *self.floors.values()]
+        if self.even:
+            up: _Axis = _Even.of(heights, HEIGHT - BOTTOM, TOP)
+        else:
+            ends = [2.0 ** math.floor(math.log2(min(heights))), 2.0 ** math.ceil(math.log2(max(heights)))]
+            up = _Axis.of(ends, HEIGHT - BOTTOM, TOP)
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
             f'height="{HEIGHT}" font-family="sans-serif" font-size="12" fill="#222" role="img">',
@@ -80,7 +86,7 @@ class Chart:
     def _grid(self, across: _Axis, up: _Axis) -> list[str]:
         measured = self.ticks or sorted({x for line in self.lines.values() for x, _ in line})
         parts = []
-        for value in up.doublings():
+        for value in up.marks():
             y = up.at(value)
             parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
             parts.append(_text(LEFT - 8, y + 4, f"{value:g}", 'text-anchor="end"'))
@@ -101,18 +107,43 @@ class _Axis:
     begin: float
     end: float
 
-    @staticmethod
-    def of(values: Sequence[float], begin: float, end: float) -> _Axis:
+    @classmethod
+    def of(cls, values: Sequence[float], begin: float, end: float) -> _Axis:
         low, high = min(values), max(values)
-        return _Axis(low, high if high > low else 2 * low, begin, end)
+        return cls(low, high if high > low else 2 * low, begin, end)
 
     def at(self, value: float) -> float:
         return self.begin + (self.end - self.begin) * math.log(value / self.low) / math.log(self.high / self.low)
 
-    def doublings(self) -> list[float]:
-        """The powers of two on the axis."""
+    def marks(self) -> list[float]:
+        """Where the grid lines are: the powers of two on the axis."""
         first, last = math.ceil(math.log2(self.low)), math.floor(math.log2(self.high))
         return [2.0**exponent for exponent in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class _Even(_Axis):
+    """The same with equal distances for equal differences, from one round number to another."""
+
+    @classmethod
+    def of(cls, values: Sequence[float], begin: float, end: float) -> _Axis:
+        low, high = min(values), max(values)
+        step = cls.step(low, high)
+        return cls(step * math.floor(low / step), step * math.ceil(high / step + 1e-9), begin, end)
+
+    @staticmethod
+    def step(low: float, high: float) -> float:
+        """Distance of the grid lines: at most eight of them."""
+        width = max(high - low, 1e-6)
+        return next(n * 10.0**e for e in range(-7, 12) for n in (1, 2, 5) if width / (n * 10.0**e) <= 8)
+
+    def at(self, value: float) -> float:
+        return self.begin + (self.end - self.begin) * (value - self.low) / (self.high - self.low)
+
+    def marks(self) -> list[float]:
+        step = self.step(self.low, self.high)
+        count = round((self.high - self.low) / step)
+        return [round(self.low + place * step, 9) for place in range(count + 1)]
 
 
 def _apart(places: dict[str, float]) -> dict[str, float]:

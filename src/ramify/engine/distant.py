@@ -43,7 +43,12 @@ def search_distant(
     pool = Roster(row, budget)
     policy.begin(pool)
     yield from pool.drain()
-    top = min(TOP, _interface(lm, prompt).top_log_probs) if log_probs else 0
+    top = 0
+    if log_probs:
+        interface = _interface(lm, prompt)
+        top = min(TOP, interface.top_log_probs)
+        if interface.tempered:
+            yield Noted("the server's log-probabilities are those at the temperature, not the model's own")
     read = False
     try:
         while pool.running:
