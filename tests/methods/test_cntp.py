@@ -258,12 +258,22 @@ def test_trials_may_be_kept_from_ending_at_once() -> None:
 
 
 def test_a_budget_within_trials() -> None:
-    result = run(CNTP(high=6.0, budget=40), new=60)
-    assert result.finish == "budget" or result.finish == "perplexity"
-    assert result.tokens
-    assert any("came to its end" in note for note in result.notes)
-    ended = [event for event in result.events if isinstance(event, Ended)]
-    assert len({event.path for event in ended}) == len(result.paths)
+    """What was given out early is the beginning of what is kept, though a lost trial is longer than what was kept."""
+
+    def law(text: str) -> dict[str, float]:
+        if text[:1] == "B":
+            return {"x": 0.5, "y": 0.5} if len(text) < 16 else {".": 1.0}
+        return {"": {"A": 0.5, "B": 0.5}, "A": {".": 1.0}}.get(text, {"c": 0.5, "d": 0.5})
+
+    longer = 0
+    for budget in (60, 80, 100):
+        found = generate(byte_lm(), PROMPT, CNTP(budget=budget), max_new_tokens=40, logits_processor=[Script(law)])
+        assert any("came to its end" in note for note in found.notes)
+        ended = [event for event in found.events if isinstance(event, Ended)]
+        assert len({event.path for event in ended}) == len(found.paths)
+        assert found.tokens == found.paths[0].tokens
+        longer += found.text.startswith("A") and max(map(len, found.paths)) > len(found.tokens)
+    assert longer > 0
 
 
 @pytest.mark.parametrize(

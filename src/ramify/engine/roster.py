@@ -12,14 +12,15 @@ class Roster:
     ``row``: what the events call the request. ``paths``: every path there ever was, by number. ``live``: those that
     have not ended. ``step``: how often the paths have grown. ``spent``: effective tokens so far: tokens drawn for any
     path, and extra passes over one of them. ``budget``: how many end the loop, None for no bound. ``stopped``: why the
-    loop was ended, None before. ``settled``: how many tokens of the final text are already given out.
+    loop was ended, None before. ``settled``: the tokens of the final text that are already given out.
     """
 
     def __init__(self, row: int = 0, budget: int | None = None) -> None:
         self.row, self.budget = row, budget
         self.paths: list[Path] = []
         self.live: list[Path] = []
-        self.step = self.spent = self.settled = 0
+        self.step = self.spent = 0
+        self.settled: list[int] = []
         self.stopped: str | None = None
         self.events: list[Event] = []
 
@@ -51,8 +52,8 @@ class Roster:
 
     def settle(self, path: Path) -> None:
         """Give out everything that ``path`` has so far: every path that is kept from now on begins with it."""
-        self.events.append(Accepted(self.row, self.step, (), tuple(path.tokens[self.settled :]), 0.0))
-        self.settled = len(path)
+        self.events.append(Accepted(self.row, self.step, (), tuple(path.tokens[len(self.settled) :]), 0.0))
+        self.settled = list(path.tokens)
 
     def drain(self) -> list[Event]:
         """What happened since the last call."""

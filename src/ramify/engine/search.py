@@ -98,7 +98,9 @@ def search(
 def conclude(pool: Roster, decision: Decision | None) -> Iterator[Event]:
     """The last events of a request: what was decided, None where no path came to its end, and the best path's text."""
     if decision is None:
-        decision = Decision(sorted(pool.paths, key=lambda path: (-len(path), path.number)), None)
+        begun = pool.settled
+        fits = {path: path.tokens[: len(begun)] == begun for path in pool.paths}
+        decision = Decision(sorted(pool.paths, key=lambda path: (not fits[path], -len(path), path.number)), None)
         why = pool.stopped or "all of them were pruned"
         yield Noted(f"none of {len(pool.paths)} paths came to its end ({why}); the longest one is given as it is")
     elif decision.answer is None:
@@ -107,5 +109,5 @@ def conclude(pool: Roster, decision: Decision | None) -> Iterator[Event]:
     paths = (*decision.paths, *(path for path in pool.paths if path not in ranked))
     yield Decided(pool.row, pool.step, paths, decision.answer, dict(decision.votes))
     best = decision.paths[0]
-    yield Accepted(pool.row, pool.step, (), tuple(best.tokens[pool.settled :]), 0.0)
+    yield Accepted(pool.row, pool.step, (), tuple(best.tokens[len(pool.settled) :]), 0.0)
     yield Finished(pool.row, pool.step, best.finish or "length")

@@ -178,10 +178,10 @@ class _Cautious(Policy):
         for chain in self.chains:
             if chain.trials and not self._growing(chain):
                 self._adopt(pool, chain)
-        self._branch(pool)
         [chain, *others] = self.chains
         if not others and not chain.trials:
             pool.settle(chain.path)
+        self._branch(pool)
 
     def decide(self, pool: Pool) -> Decision:
         finished = [chain.path for chain in self.chains if chain.path.complete]
