@@ -89,7 +89,7 @@ def calibrate_length(
         for path, rank in zip(paths, ranks([len(path) for path in paths]), strict=True):
             if path.answer is not None:
                 slope += (rank - 0.5) * (1 if is_right(path.answer) else -1)
-    difference = right[1] - right[-1] or slope
+    difference = right[1] - right[-1] or round(slope, 6)
     if difference == 0:
         raise RamifyError("length says nothing about these answers; decide by self-consistency or deepconf instead")
     return 1 if difference > 0 else -1
