@@ -14,7 +14,7 @@ from ramify.engine.request import Parser, Request
 from ramify.engine.result import Result
 from ramify.errors import RamifyError, first_line
 from ramify.methods.base import Method, gather, request_of
-from ramify.methods.registry import create
+from ramify.methods.modes import adopt, check
 from ramify.models.causal import CausalLM, load
 
 DEFAULT_NEW_TOKENS = 128
@@ -56,13 +56,14 @@ def generate(
     method that verifies by matching. ``stop``: texts that end the sequence, kept at its end as transformers keeps
     them. ``answer``: finds the answer in a path's text, for methods that vote; by default the text is the answer.
     ``settings``: any field of transformers' ``GenerationConfig`` (do_sample, temperature, top_p,
-    repetition_penalty, …), and ``logits_processor``, ``stopping_criteria``.
+    repetition_penalty, …), and ``logits_processor``, ``stopping_criteria``; those that select a mode of transformers
+    (num_beams, penalty_alpha, …) are options of the method of that mode.
 
     Returns one ``Result``, or a list of them for a list of prompts. Raises ``RamifyError`` for an unknown method or
     option, an empty prompt, and lengths beyond the context.
     """
     lm = lm if isinstance(lm, CausalLM) else load(lm)
-    chosen = create(method, **(options or {}))
+    chosen, settings = adopt(method, options or {}, settings)
     prompts, single = _prompts(prompt)
     requests = prepare(
         lm, prompts, chosen, max_new_tokens=max_new_tokens, seed=seed, stop=stop, answer=answer, **settings
@@ -115,7 +116,7 @@ def stream(
 ) -> Stream:
     """Like ``generate`` for one prompt, giving its text piece by piece; see ``Stream``."""
     lm = lm if isinstance(lm, CausalLM) else load(lm)
-    chosen = create(method, **(options or {}))
+    chosen, settings = adopt(method, options or {}, settings)
     [request] = prepare(lm, [prompt], chosen, max_new_tokens=max_new_tokens, seed=seed, stop=stop, **settings)
     return Stream(lm, chosen, request)
 
@@ -141,13 +142,18 @@ def prepare(
             raise RamifyError("the prompt is empty; give at least one token")
         length = max_new_tokens if max_new_tokens is not None else _default_length(lm, len(ids), settings)
         given = settings | method.pinned | ({} if length is None else {"max_new_tokens": length})
-        request = _prepare_one(lm, ids, seed + row, stop, given)
+        request = _prepare_one(lm, ids, method, seed + row, stop, given)
         requests.append(request if answer is None else replace(request, answer=answer))
     return requests
 
 
 def _prepare_one(
-    lm: CausalLM, ids: list[int], seed: int, stop: str | Sequence[str] | None, settings: dict[str, Any]
+    lm: CausalLM,
+    ids: list[int],
+    method: Method,
+    seed: int,
+    stop: str | Sequence[str] | None,
+    settings: dict[str, Any],
 ) -> Request:
     from transformers import StopStringCriteria
 
@@ -174,11 +180,11 @@ def _prepare_one(
     except (ValueError, TypeError) as error:
         raise RamifyError(first_line(error)) from error
     config = captured["config"]
-    if (config.num_beams or 1) > 1:
-        raise RamifyError(f"num_beams={config.num_beams} asks for beam search, which is not what this method does")
+    check(config.to_dict(), method)
     if (config.num_return_sequences or 1) > 1:
         raise RamifyError(
-            f"num_return_sequences={config.num_return_sequences} is not offered; give the prompt as often as wanted"
+            f"num_return_sequences={config.num_return_sequences} is not offered; give the prompt as often as wanted, "
+            "or read result.paths of a method that follows several"
         )
     criteria = list(captured["criteria"])
     if stop:

@@ -84,7 +84,7 @@ def worth(found: Sequence[Words]) -> dict[str, float]:
     """
     words = sum(map(len, found))
     distinct = {
-        f"distinct-{n}": len({gram for caption in found for gram in _grams(caption, n)}) / words for n in (1, 2, 4)
+        f"distinct-{n}": len({gram for caption in found for gram in grams(caption, n)}) / words for n in (1, 2, 4)
     }
     shapes = {_shape(caption) for caption in found} & {tuple(template.split()) for template in TEMPLATES}
     return distinct | {
@@ -98,7 +98,7 @@ def bleu2(found: Words, reference: Words) -> float:
     """Geometric mean of the precisions of words and pairs of words, with the brevity penalty."""
     precisions = []
     for n in (1, 2):
-        mine, theirs = Counter(_grams(found, n)), Counter(_grams(reference, n))
+        mine, theirs = Counter(grams(found, n)), Counter(grams(reference, n))
         precisions.append((mine & theirs).total() / max(1, mine.total()))
     brevity = math.exp(min(0.0, 1 - len(reference) / len(found))) if found else 0.0
     return brevity * math.sqrt(math.prod(precisions))
@@ -108,5 +108,6 @@ def _shape(caption: Words) -> Words:
     return tuple(word[0] if word[0] in SLOTS else word for word in caption)
 
 
-def _grams(caption: Words, n: int) -> list[Words]:
+def grams(caption: Words, n: int) -> list[Words]:
+    """The n-grams of a text, one after the other."""
     return [caption[place : place + n] for place in range(len(caption) - n + 1)]

@@ -21,6 +21,7 @@ from ramify.engine.search import Policy, WholePolicy, search
 from ramify.engine.speculate import speculate
 from ramify.engine.verify import VERIFIERS, Rule
 from ramify.errors import RamifyError, unknown
+from ramify.methods.modes import check
 from ramify.methods.registry import Card
 from ramify.models.causal import CausalLM, wrap
 
@@ -114,8 +115,11 @@ class Method(ABC):
 
     def _settings(self, generation_config: Any) -> dict[str, Any]:
         settings = {"do_sample": bool(generation_config.do_sample), "num_beams": generation_config.num_beams or 1}
+        check(generation_config.to_dict(), self)
         if settings["num_beams"] > 1:
-            raise RamifyError(f"num_beams={settings['num_beams']} does not go with {self.card.name}; leave it at 1")
+            raise RamifyError(
+                f"num_beams={settings['num_beams']} repeats every prompt; leave it to {type(self).__name__}"
+            )
         return settings | self.pinned
 
 
