@@ -24,6 +24,7 @@ from ramify.errors import RamifyError
 from ramify.methods.draft.prompt_lookup import PromptLookup
 from ramify.methods.draft.suffix import Suffix
 from ramify.methods.draft.token_recycling import TokenRecycling
+from ramify.methods.search.self_consistency import SelfConsistency
 from ramify.models.causal import DEMO
 
 EVIDENCE = ["Ada Lovelace was born in London in 1815.", "Byron, her father, left London for Greece."]
@@ -261,6 +262,18 @@ def test_drafts_change_nothing_under_a_constraint(kind: str, sampling: dict[str,
     if not sampling:
         ids = byte_lm().model.generate(torch.tensor([prompt]), logits_processor=processors, **settings)
         assert ids[0, len(prompt) :].tolist() == plain.tokens
+
+
+def test_every_path_of_a_pool_is_held_to_it():
+    constraint = phrases(bytes_of(), NAMES)
+    prompt = list(b"Where? ")
+    result = generate(
+        byte_lm(), prompt, SelfConsistency(paths=12), do_sample=True, temperature=4.0, max_new_tokens=12, eos_token_id=END,
+        pad_token_id=256, logits_processor=[Constrained(constraint, len(prompt))],
+    )  # fmt: skip
+    assert len(result.paths) == 12
+    assert {path.text.strip() for path in result.paths} <= set(NAMES)
+    assert len({path.text for path in result.paths}) > 1
 
 
 @pytest.mark.parametrize("beams", [1, 4])

@@ -29,7 +29,7 @@ from ramify.methods.search.grounding import (
     token_f1,
 )  # fmt: skip
 from ramify.methods.search.stoc_tot import StocTot
-from ramify.methods.search.stoc_tot_roles import LocalRoles, Roles, Spent, TextRoles
+from ramify.methods.search.stoc_tot_roles import LocalRoles, Roles, Spent, TextRoles, remote_roles
 from ramify.methods.search.stoc_tot_tree import Node, Solution, Step
 
 PASSAGES = [
@@ -406,6 +406,25 @@ def test_proposals_may_be_drawn_elsewhere_and_tokens_counted_otherwise():
     assert solution.answer == "Ada"
     assert solution.tokens == len("DONE") + 2 * len("Ada")
     assert roles.evidence("Greece?", []) == []
+
+
+def test_roles_over_a_server():
+    """A real HTTP server over a model of random weights; the bill is the server's own."""
+    pytest.importorskip("openai")
+    from server import Server
+
+    from ramify.models.remote import RemoteLM
+
+    with Server(byte_lm()) as server:
+        remote = RemoteLM("tiny", server.url, chat=False)
+        roles = remote_roles(remote, max_new_tokens=12, seed=3)
+        solution = StocTot(depth=1, proposals=2).solve(roles, "Who won?", ["Ada won."])
+        sent = [request for request in server.requests if "Question" in str(request.get("prompt"))]
+    assert sum(leaf.probability for leaf in solution.leaves) == pytest.approx(1.0)
+    assert len(sent) == solution.calls.total()
+    assert [request["temperature"] for request in sent][:2] == [0.7, 0.0]
+    assert solution.tokens <= 12 * len(sent)
+    assert solution.prompt_tokens + solution.tokens <= remote.spent
 
 
 # ---- over a model ----

@@ -1,13 +1,13 @@
 """The five roles of the model in STOC-TOT: over a loaded model with masks and logits, and over text alone.
 
 ``LocalRoles`` judges a step by p(yes) / (p(yes) + p(no)) and holds answers to a constraint. ``TextRoles`` asks for a
-number and lists the bank in the prompt, so it runs on anything that answers a text with a text:
-
-    roles = TextRoles(lambda prompt: remote.complete(prompt, temperature=0)[0].text)
+number and lists the bank in the prompt, so it runs on anything that answers a text with a text; ``remote_roles`` makes
+one of a ``RemoteLM``.
 """
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from ramify.methods.search import stoc_tot_prompts as prompts
 from ramify.methods.search.grounding import bank, literals, nearest, sentences
 from ramify.methods.search.stoc_tot_tree import Step
 from ramify.models.causal import CausalLM
+from ramify.models.remote import RemoteLM
 
 CONSTRAINTS = ("trie", "bag", "span", "prompt", "none")
 FALLBACK = 3  # sentences by BM25 where the model names none
@@ -117,6 +118,25 @@ class TextRoles(Roles):
         self.spent.read += self.count(prompt)
         self.spent.written += self.count(reply)
         return reply
+
+
+def remote_roles(
+    lm: RemoteLM, *, temperature: float = 0.7, max_new_tokens: int = 128, seed: int = 0, banked: bool = True
+) -> TextRoles:
+    """Roles over a server: proposals at ``temperature``, all else greedy; tokens as the server counts them."""
+
+    def asks(at: float) -> Ask:
+        def ask(prompt: str) -> str:
+            [reply] = lm.complete(prompt, max_new_tokens=max_new_tokens, temperature=at, seed=next(seeds))
+            roles.spent.read += reply.prompt_tokens
+            roles.spent.written += reply.completion_tokens
+            return reply.text
+
+        return ask
+
+    seeds = itertools.count(seed)
+    roles = TextRoles(asks(0.0), asks(temperature), banked, count=lambda _: 0)
+    return roles
 
 
 @dataclass
