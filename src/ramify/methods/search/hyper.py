@@ -63,9 +63,9 @@ class HyPER(SearchMethod):
     ``interval``: tokens between decisions. ``warmup``: paths of the warm-up. ``limit``: the most paths at a time, ended
     ones included. ``eta``: per cent of the warm-up that sets the bar. ``routes``, ``noise``, ``reuse``: copies of a
     refined token, scale of their Gumbel noise, penalty for experts taken before. ``actions``: those that may be taken.
-    ``random``: chances of the four actions, for a controller that draws instead of scoring. ``prune``: cut unsure
-    paths. ``weights``: of length and confidence in the vote. ``top_votes``: let the best paths vote only. ``budget``:
-    tokens after which live paths are cut. ``rec``: all that is reconstruction.
+    ``random``: chances of the four actions, for a controller that draws instead of scoring (a single 1: only that one).
+    ``prune``: cut unsure paths. ``weights``: of length and confidence in the vote. ``top_votes``: let the best paths
+    vote only. ``budget``: tokens after which live paths are cut. ``rec``: all that is reconstruction.
     """
 
     length_sign: int | None = None
