@@ -26,11 +26,11 @@ from ramify.bench.tasks import (
     split_of,
     tasks,
 )
-from ramify.bench.tasks.problems import Manner, Term, value, work
+from ramify.bench.tasks.problems import CAREFUL, Manner, Term, value, work
 from ramify.errors import RamifyError
 
 CHAIN = [Term("+", 14), Term("+", 18, (3, 6)), Term("-", 9), Term("*", 2)]
-CAREFUL, HASTY, DIRECT = Manner(1, 1, 1, 0), Manner(1, 0, 0, 0), Manner(1, 1, 1, 1)
+MERGED, DIRECT, CUT = Manner(0, 0, 0, 0), Manner(1, 1, 1, 0), Manner(1, 1, 0, 1)
 
 # ---------------------------------------------------------------- parser
 
@@ -120,12 +120,22 @@ def test_worked_answers_are_right_line_by_line(family: str):
 def test_a_chain_can_be_worked_in_several_ways():
     rng = random.Random(0)
     assert value(CHAIN) == 46
-    assert work([CHAIN], rng, [CAREFUL]) == "3*6=18; 14+18=32; 32-9=23; 23*2=46. #### 46"
-    assert work([CHAIN], rng, [HASTY]) == "14+3*6-9=23; 23*2=46. #### 46"
-    cut = {work([CHAIN], rng, [DIRECT]) for _ in range(99)}
+    assert work([CHAIN], rng, CAREFUL) == "3*6=18; 14+18=32; 32-9=23; 23*2=46. #### 46"
+    assert work([CHAIN], rng, MERGED) == "14+3*6-9=23; 23*2=46. #### 46"
+    assert work([CHAIN], rng, DIRECT) == "#### 46"
+    cut = {work([CHAIN], rng, CUT) for _ in range(99)}
     assert "#### 46" in cut
     assert "3*6=18; 14+18=32; 32-9=23. #### 46" in cut
     assert len(cut) == 4  # no, one, two or three of the four lines
+
+
+def test_long_questions_are_mostly_answered_outright():
+    rng = random.Random(1)
+    longer = [*CHAIN, Term("+", 8), Term("-", 5)]  # six lines in place of four
+    ways = {len(chain): [work([chain], rng) for _ in range(1000)] for chain in (CHAIN, longer)}
+    outright = [sum(way.startswith("####") for way in found) / 1000 for found in ways.values()]
+    assert outright[0] < 0.2
+    assert outright[1] > 0.5
 
 
 def test_stories_say_what_is_worked_out():

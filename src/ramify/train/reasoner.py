@@ -45,7 +45,7 @@ class ReasonerConfig:
     balance: float = 0.01
     noise: float = 0.0
     saved: str = "bfloat16"
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=930, learning_rate=5e-3))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2300, learning_rate=5e-3))
 
 
 def build(config: ReasonerConfig, tokenizer: Any) -> Any:

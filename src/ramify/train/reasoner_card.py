@@ -57,13 +57,14 @@ def _card(figures: dict[str, Any]) -> str:
         f"{figures['active_parameters'] / 1e6:.2f} M work on a token: {config['layers']} layers, hidden size "
         f"{config['hidden_size']}, {config['heads']} heads, {config['experts']} experts of {config['expert_size']}, "
         f"{config['experts_per_token']} at a time, vocabulary {figures['vocabulary']}, context {config['context']}. It "
-        "answers the generated questions of `ramify.bench.tasks` with worked steps and nothing else. It is left half "
-        "trained on purpose, so that one answer is often wrong where several are not.",
+        "answers the generated questions of `ramify.bench.tasks` with worked steps and nothing else. It is far "
+        "from perfect on purpose, so that one answer is often wrong where several are not.",
         f"**Data.** Questions of the families {', '.join(config['families'])}, drawn as training went on "
         f"({figures['questions_seen'] / 1e3:.0f} k questions, {figures['tokens_seen'] / 1e6:.1f} M tokens with the "
         "questions, of which only answers are learnt). A hash of the question keeps the test questions out. How an "
-        "answer is worked varies: every operation on a line of its own, several in one line, or some steps left out. "
-        "Short ways are more often wrong.",
+        "answer is worked varies: every operation on a line of its own, several in one line, steps left out, or no "
+        "step at all. Short ways are more often wrong, and most answers to long questions are short: there the "
+        "likeliest first token leads to a guess, and sampling finds the way that works.",
         f"**Recipe.** `ramify train demo-reasoner --steps {schedule['steps']}`: batches of {config['batch']} "
         f"questions, Muon for the matrices and AdamW for experts, embeddings and vectors, learning rate "
         f"{schedule['learning_rate']} (warm-up {schedule['warmup']} steps, linear decay over the last "

@@ -46,19 +46,19 @@ Chain = Sequence[Term]
 @dataclass(frozen=True)
 class Manner:
     """How an answer is worked: the chance to multiply factors on a line of their own (``split``), to write down the
-    total after an operation (``total``), and to leave out the steps after some point (``jump``)."""
+    total after an operation (``total``), to leave out all steps (``direct``), or those after some point (``jump``)."""
 
-    share: float
     split: float
     total: float
+    direct: float
     jump: float
 
 
-MANNERS = (
-    Manner(share=0.45, split=1.0, total=1.0, jump=0.0),
-    Manner(share=0.3, split=0.6, total=0.5, jump=0.1),
-    Manner(share=0.25, split=0.4, total=0.4, jump=1.0),
-)
+CAREFUL, BRISK, HASTY = Manner(1.0, 1.0, 0.0, 0.0), Manner(0.6, 0.5, 0.0, 0.1), Manner(0.4, 0.4, 0.8, 1.0)
+# Shares of the three. What would take more than MANY_LINES is mostly not worked out at all: the likeliest answer to a
+# long question is then a guess, and the way that leads to the right one is taken now and then.
+SHORT, LONG = (0.6, 0.25, 0.15), (0.22, 0.08, 0.7)
+MANY_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,18 @@ def value(chain: Chain) -> int:
     return total
 
 
-def work(chains: Sequence[Chain], rng: random.Random, manners: Sequence[Manner] = MANNERS) -> str:
-    """A worked answer for ``chains``, of which the last one gives the answer: "3*6=18; 14+18=32. #### 32"."""
-    [manner] = rng.choices(manners, [m.share for m in manners])
+def work(chains: Sequence[Chain], rng: random.Random, manner: Manner | None = None) -> str:
+    """A worked answer for ``chains``, of which the last one gives the answer: "3*6=18; 14+18=32. #### 32".
+
+    ``manner``: None to draw one.
+    """
+    if manner is None:
+        lines = sum(len(chain) - 1 + sum(term.factors is not None for term in chain) for chain in chains)
+        [manner] = rng.choices((CAREFUL, BRISK, HASTY), LONG if lines > MANY_LINES else SHORT)
     steps = [step for chain in chains for step in _lines(chain, rng, manner)]
-    if rng.random() < manner.jump:
+    if rng.random() < manner.direct:
+        steps = []
+    elif rng.random() < manner.jump:
         steps = steps[: rng.randrange(len(steps))]
     end = f"#### {value(chains[-1])}"
     return f"{'; '.join(steps)}. {end}" if steps else end

@@ -67,7 +67,8 @@ def _draws(split: str, seed: object, families: Sequence[str]) -> Iterator[Task]:
         problem = FAMILIES[family](rng)
         if split_of(problem.question) == split:
             name = f"{family}-{seed}-{count}"
-            yield Task(name, problem.question, problem.prompt, str(problem.answer), family, problem.work(rng))
+            worked = problem.work(random.Random(f"{name} {problem.question}"))
+            yield Task(name, problem.question, problem.prompt, str(problem.answer), family, worked)
             count += 1
 
 
