@@ -12,7 +12,7 @@ experts nor how the outputs are put together: the softmax of the unperturbed r o
 weighs its own, and the mean of the logits are our reading. The paper sets τ for every layer; here it is one number.
 
 With τ = 0 this is plain decoding. Whether other routes are nearly as good, which is what the gain lives on, depends on
-how the model was trained; on small plainly trained ones they are worse (see docs/evidence/hyper.md).
+how the model was trained: ``ramify bench hyper`` shows it on a small one, with the share of choices that noise changes.
 
 ``paths`` > 1 samples several texts, whose answers vote. Cost: 2 + K rows for every token. The paper counts 1 + K; the
 pool reads the token first as always, and once more among its copies, whose entry is the one that stays.
