@@ -20,7 +20,7 @@ CONFIG = ReasonerConfig(
     experts=4,
     context=256,
     saved="float32",
-    train=TrainConfig(steps=1600, learning_rate=1e-2, warmup=50, cooldown=0.5, eval_every=400),
+    train=TrainConfig(steps=2000, learning_rate=1e-2, warmup=50, cooldown=0.5, eval_every=400),
 )
 
 
