@@ -143,9 +143,9 @@ def load(
     (with its ``tokenizer``, an object or None for token ids only). ``dtype``: "float32", "bfloat16", … or None for the
     checkpoint's own ("demo": bfloat16 where the CPU computes in it, float32 elsewhere; "demo-reasoner": float32).
     ``device``: None for the first GPU if there is one, else the CPU. ``attention``: transformers' attention
-    implementation, None for its own choice ("demo" in bfloat16: "eager", whose rounding of a row does not depend on
-    how many rows there are, so that drafts change nothing even in half precision; "sdpa" is faster and rounds other
-    row counts otherwise). Weights are read from safetensors only.
+    implementation, None for its own choice ("demo" in bfloat16: "eager", whose rounding of a row hardly depends on
+    how many rows there are, so that drafts change next to nothing even in half precision; "sdpa" is faster and rounds
+    other row counts otherwise). Weights are read from safetensors only.
 
     ``forward``: "fused" for the lean pass that serves the dense families of Llama's shape, "transformers" for the
     model's own; None for the fused one wherever it knows the model and gives its logits. "static" is the lean pass in

@@ -61,7 +61,7 @@ MARKS = {"token": "", "clause": CLAUSE, "sentence": SENTENCE, "answer": ""}
 )
 @dataclass(frozen=True)
 class CNTP(SearchMethod):
-    """Where the model is unsure, try several continuations up to a punctuation mark, and keep the likeliest.
+    """Where the model is unsure, try several continuations of a clause, and keep the likeliest.
 
     ``max_trials``, ``min_trials``: N_max and N_min. ``low``, ``high``: the thresholds H_min and H_max of
     ``uncertainty``, which is the "entropy", or 1 − the greatest "probability", or 1 − the "margin" of the greatest two;
