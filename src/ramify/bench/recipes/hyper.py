@@ -123,7 +123,7 @@ def claims(questions: Sequence[Task], pools: Sequence[Sequence[Path]], sign: int
         (f"calibrated − other sign, N = {size}", mine[f"N = {size}"] - other[f"N = {size}"], 0.0) for size in SIZES
     ]
     return [
-        {"claim": text, "found": value, "bar": f"≥ {bar:.2f}", "holds": "yes" if value >= bar else "no"}
+        {"claim": text, "found": value, "bar": f"≥ {bar:.2f}", "holds": "yes" if value >= bar - 1e-9 else "no"}
         for text, value, bar in cases
     ]
 
