@@ -142,6 +142,7 @@ def _rules() -> dict[str, Callable[[Task, Sequence[Path]], float]]:
         "weighted by confidence": decided(lambda pool: vote(pool, _confidence)),
         "length and confidence, +1": decided(lambda pool: vote_by_length(pool, 1)),
         "length and confidence, −1": decided(lambda pool: vote_by_length(pool, -1)),
+        "length and confidence of the whole path, +1": decided(lambda pool: vote_by_length(pool, 1, tail=1.0)),
         "length only, +1": decided(lambda pool: vote_by_length(pool, 1, weights=(1.0, 0.0))),
         "confidence ranks only": decided(lambda pool: vote_by_length(pool, 1, weights=(0.0, 1.0))),
         "the top quarter of them, +1": decided(few(1)),
