@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ramify.bench.recipes import cntp, hyper
 from ramify.bench.sums import accuracy, confident_in, error_of, sampled_pools, sum_model, sum_tasks
@@ -23,6 +24,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
 
     folder: Path = tmp_path_factory.mktemp("sums")
     train_tokenizer(CONFIG, folder)
+    torch.manual_seed(0)
     build(CONFIG, AutoTokenizer.from_pretrained(folder)).save_pretrained(folder)
     return sum_model(str(folder), 0)
 

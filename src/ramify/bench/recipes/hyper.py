@@ -159,8 +159,8 @@ def controlled(lm: CausalLM, questions: Sequence[Task], sign: int, seed: int) ->
     """HyPER whole and without its parts, a random controller of the same habits, and the peers."""
     hyper = HyPER(length_sign=sign, interval=4, warmup=4, limit=16, rec=SCALED)
     whole, taken = _steered(lm, questions, "hyper", hyper, seed)
-    total = sum(taken.values())
-    chances = tuple(taken.get(action, 0) / total for action in ACTIONS)
+    taken = taken or {NONE: 1}  # no path lived to a decision
+    chances = tuple(taken.get(action, 0) / sum(taken.values()) for action in ACTIONS)
     variants: dict[str, SearchMethod] = {
         "hyper, majority vote": replace(hyper, weights=(0.0, 0.0), top_votes=False),
         "hyper, all paths vote": replace(hyper, top_votes=False),
