@@ -29,7 +29,7 @@ def solve(
     method: str | Method = "self-consistency",
     *,
     options: dict[str, Any] | None = None,
-    max_new_tokens: int = NEW_TOKENS,
+    max_new_tokens: int | None = None,
     temperature: float = TEMPERATURE,
     seed: int = 0,
     answer: Parser = parse_answer,
@@ -41,7 +41,8 @@ def solve(
     ``lm``: a local model, or a server. ``method``: one that searches; see ``ramify.methods()``. ``answer`` finds the
     answer in a path's text (``ramify.bench.tasks.parse_answer``: what follows "####" or "the answer is", what a
     \\boxed{} holds, or the last number). ``template``: the text to continue, with {question} in it; by default the
-    model's chat template, or the question and a line break where it has none. ``temperature``: 0 is greedy.
+    model's chat template, or the question and a line break where it has none. ``max_new_tokens``: by default 512, or
+    what the context leaves. ``temperature``: 0 is greedy.
     ``settings``: further ones as ``generate`` takes them; a server takes top_p and stop.
 
     Raises ``RamifyError`` for an empty question, for a method that needs more than the model gives, and where no path
@@ -54,12 +55,15 @@ def solve(
     chosen = create(method, **(options or {}))
     if isinstance(lm, RemoteLM):
         asked = question if template is None else template.replace("{question}", str(question))
-        given = {"temperature": temperature, "max_new_tokens": max_new_tokens, **settings}
+        given = {"temperature": temperature, "max_new_tokens": max_new_tokens or NEW_TOKENS, **settings}
         return ask(lm, asked, chosen, answer=answer, seed=seed, **given)
     lm = lm if isinstance(lm, CausalLM) else load(lm)
     drawn = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    prompt = framed(lm, question, template)
+    if max_new_tokens is None:
+        max_new_tokens = max(1, min(NEW_TOKENS, lm.context - len(lm.encode(prompt))))
     result: Result = generate(
-        lm, framed(lm, question, template), chosen, max_new_tokens=max_new_tokens, seed=seed, answer=answer,
+        lm, prompt, chosen, max_new_tokens=max_new_tokens, seed=seed, answer=answer,
         **drawn, **settings,
     )  # fmt: skip
     return result

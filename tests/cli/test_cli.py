@@ -21,7 +21,7 @@ from ramify.models.causal import DEMO
 from ramify.models.weights import unavailable
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ["demo", "generate", "compare", "methods", "calibrate", "tune", "verify", "train", "bench"]
+COMMANDS = ["demo", "generate", "compare", "methods", "calibrate", "tune", "verify", "train", "bench", "solve"]
 needs_demo = pytest.mark.skipif(
     not (DEMO / "model.safetensors").exists(), reason="the demo model is not in the package"
 )

@@ -37,9 +37,9 @@ def _app(
 
 app.command(epilog="Example: ramify demo --prompts 4 --html report.html")(demo.demo)
 app.command(epilog="Example: ramify generate 'def parse_args(' --method token-recycling -o nodes=40")(generate.generate)
-app.command(epilog="Example: ramify solve 'Tom has 3 bags of 6 apples and eats 4. How many are left?' -o paths=16")(
-    solve.solve
-)
+app.command(
+    epilog="Example: ramify solve 'Bob has 90 shells and gives away 87. How many shells does Bob have now?' -o paths=16"
+)(solve.solve)
 app.command(epilog="Example: ramify compare --methods greedy,prompt-lookup,token-recycling:nodes=40 --repeats 5")(
     compare.compare
 )

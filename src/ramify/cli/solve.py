@@ -27,7 +27,9 @@ def solve(
     model: shell.Model = "demo-reasoner",
     method: Annotated[str, typer.Option(help="A method that searches; see 'ramify methods'.")] = "self-consistency",
     option: shell.Options = None,
-    max_new_tokens: shell.Tokens = 512,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="New tokens at most; by default 512, or what the context leaves.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.7,
     top_p: shell.TopP = None,
     top_k: shell.TopK = None,
