@@ -194,8 +194,8 @@ def test_the_bundled_reasoner_answers_some_questions():
 def test_the_bundled_reasoner_meets_its_bars():
     figures = json.loads((BUNDLED["demo-reasoner"] / "training.json").read_text())
     assert figures["test_questions"] >= 400
-    shares = figures["accuracy"]["0.7"]
+    shares = figures["accuracy"]["0.7"]  # mean and half an interval each
     assert 0.35 <= shares["greedy"][0] <= 0.65
-    assert shares["oracle"][0] >= 0.8
+    assert shares["oracle"][0] >= 0.85
     assert shares["gain"][0] - shares["gain"][1] >= 0.05
     assert sum(file.stat().st_size for file in BUNDLED["demo-reasoner"].iterdir()) < 8e6

@@ -23,7 +23,7 @@ def write_card(model: Path, config: ReasonerConfig, tokens: int) -> None:
     lm = load(model, dtype="float32")
     questions = tasks(QUESTIONS, "test", config.train.seed, config.families)
     graded = {temperature: grade(lm, questions, SAMPLES, temperature) for temperature in TEMPERATURES}
-    last = json.loads((model.parent / "curve.jsonl").read_text().splitlines()[-1])
+    points = [json.loads(line) for line in (model.parent / "curve.jsonl").read_text().splitlines()]
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())
     idle = sum(
         parameter.numel() * (config.experts - config.experts_per_token) // config.experts
@@ -36,7 +36,7 @@ def write_card(model: Path, config: ReasonerConfig, tokens: int) -> None:
         "vocabulary": lm.vocab_size,
         "questions_seen": config.train.steps * config.batch,
         "tokens_seen": tokens,
-        "seconds": round(last["seconds"]),
+        "seconds": round(points[-1]["seconds"]),
         "test_questions": len(questions),
         "samples": SAMPLES,
         "accuracy": {
@@ -46,10 +46,10 @@ def write_card(model: Path, config: ReasonerConfig, tokens: int) -> None:
         "config": asdict(config),
     }
     (model / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
-    (model / "README.md").write_text(_card(figures))
+    (model / "README.md").write_text(_card(figures, points))
 
 
-def _card(figures: dict[str, Any]) -> str:
+def _card(figures: dict[str, Any], points: list[dict[str, Any]]) -> str:
     config, schedule = figures["config"], figures["config"]["train"]
     noise = f"Gumbel noise {config['noise']:g} on the routers' logits" if config["noise"] else "no noise on the routers"
     paragraphs = [
@@ -82,5 +82,11 @@ def _card(figures: dict[str, Any]) -> str:
     for temperature, shares in figures["accuracy"].items():
         cells = [f"{100 * shares[name][0]:.1f} ± {100 * shares[name][1]:.1f} %" for name in names]
         table.append(f"| {temperature} | {' | '.join(cells)} |")
+    table += ["", "| step | training loss | greedy accuracy on validation questions |", "|---|---|---|"]
+    evaluated = [point for point in points if point["evaluation"]]
+    table += [
+        f"| {point['step']} | {point['loss']:.3f} | {100 * point['evaluation']['greedy_accuracy']:.0f} % |"
+        for point in evaluated[-1::-2][::-1]
+    ]
     text = "\n\n".join(textwrap.fill(p, 118, break_long_words=False, break_on_hyphens=False) for p in paragraphs)
     return f"# The demo reasoner of ramify\n\n{text}\n\n" + "\n".join(table) + "\n"
