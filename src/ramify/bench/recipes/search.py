@@ -77,12 +77,14 @@ def run(
             f"Difference: to self-consistency with {min(16, paths)} paths, for each question, with its 95 % interval.",
             "Oracle: any path that came to its end is right.",
         ],
-        [
-            Chart(
-                "accuracy", f"{lm.name}: accuracy against tokens", "tokens of a question", "accuracy", curves, even=True
-            )
-        ],
+        [chart(lm.name, curves)] if curves else [],
     )
+
+
+def chart(model: str, curves: dict[str, list[tuple[float, float]]]) -> Chart:
+    """Accuracy against tokens, one line for each kind of method."""
+    title = f"{model}: accuracy against tokens"
+    return Chart("accuracy", title, "tokens of a question", "accuracy", curves, even=True)
 
 
 @dataclass
