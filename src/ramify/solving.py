@@ -87,8 +87,7 @@ def ask(
     for setting in settings:
         if setting not in DISTANT:
             raise unknown("setting of a server:", setting, DISTANT)
-    policy = method.distant() if isinstance(method, SearchMethod) else None
-    if policy is None:
+    if not isinstance(method, SearchMethod) or (policy := method.distant()) is None:
         raise RamifyError(
             f"{method.card.name}, as it is set, needs more of the model than the text of finished paths, and a server "
             f"gives no more; use self-consistency, best-of-n or deepconf with online=False, or load the model here"
@@ -96,7 +95,7 @@ def ask(
     began, cpu = time.perf_counter(), time.process_time()
     events = list(
         search_distant(
-            lm, prompt, policy, answer=answer, seed=seed, budget=getattr(method, "budget", None),
+            lm, prompt, policy, answer=answer, seed=seed, budget=method.budget,
             log_probs="log-probs" in method.card.needs, max_new_tokens=max_new_tokens, **settings,
         )
     )  # fmt: skip

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ramify.bench.lines import entries, read_text
 from ramify.errors import RamifyError
 
 MT_BENCH = frozenset(
@@ -45,13 +46,7 @@ def load_prompts(path: str | Path) -> tuple[list[Prompt], list[str]]:
     readers = {".txt": _read_text, ".jsonl": _read_jsonl}
     if path.suffix not in readers:
         raise RamifyError(f"prompts come from a .txt or .jsonl file, not {path.name!r}")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise RamifyError(f"cannot read prompts from {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise RamifyError(f"{path}, line {line}: prompts are UTF-8 text, and this is not") from None
+    content = read_text(path, "prompts")
     prompts: list[Prompt] = []
     problems: list[str] = []
     places: dict[str, int] = {}
@@ -87,15 +82,7 @@ def _read_text(content: str) -> Iterator[tuple[int, Prompt | str]]:
 
 def _read_jsonl(content: str) -> Iterator[tuple[int, Prompt | str]]:
     """(line number, prompt or what is wrong with it) for every non-empty line of a ``.jsonl`` file."""
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield number, f"not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else 'nested too deeply'})"
-            continue
-        yield number, _from_entry(entry, number)
+    return entries(content, _from_entry)
 
 
 def _from_entry(entry: object, number: int) -> Prompt | str:

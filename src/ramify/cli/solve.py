@@ -54,9 +54,11 @@ def solve(
     shell.writable(html)
     with shell.waiting("loading torch …"):
         chosen = build(method, option or [])
-    lm = _server(model, server) if server else shell.load(model, dtype, device, trust_remote_code)
 
     import ramify
+
+    lm: CausalLM | RemoteLM
+    lm = ramify.RemoteLM(model, server) if server else shell.load(model, dtype, device, trust_remote_code)
 
     settings = shell.given(top_p=top_p, top_k=top_k)
     with shell.waiting("thinking …"):
@@ -78,20 +80,14 @@ def solve(
         shell.note(f"the paths are drawn in {html}")
 
 
-def _server(model: str, address: str) -> RemoteLM | CausalLM:
-    from ramify.models.remote import RemoteLM
-
-    return RemoteLM(model, address)
-
-
 def show(result: Result) -> None:
     """The vote, the best paths and the bill, on standard error."""
     from rich.table import Table
 
     for said in result.notes:
         shell.note(said)
-    if result.votes:
-        total = sum(result.votes.values())
+    total = sum(result.votes.values())
+    if total > 0:  # a best path by log-probability has no share of anything
         votes = ", ".join(
             f"{answer}: {100 * weight / total:.0f} %" for answer, weight in list(result.votes.items())[:6]
         )

@@ -87,7 +87,7 @@ class Forked:
 class Grown:
     """Each of ``paths`` of ``row`` grew by its entry of ``tokens``, where the model had that confidence.
 
-    ``cached``: entries in the cache afterwards, all rows together. ``seconds``: choosing aside, scoring aside.
+    ``cached``: entries in the cache afterwards, all rows together. ``seconds``: of keeping the record alone.
     """
 
     row: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -44,9 +44,9 @@ class Choice:
 class Pool(Roster):
     """All paths of one request, as rows of one session.
 
-    ``logits``: float32 [rows, V], what the next tokens are drawn from. ``top``: k of the confidences, at
-    most half of the vocabulary, lest the unlikely half decide. ``layers``: those whose hidden states are kept, numbered
-    as for ``Session.score``.
+    ``logits``: float32 [rows, V], what the next tokens are drawn from. ``top``: k of the confidences, 20 as in DeepConf
+    (section 3), at most half of the vocabulary, lest the unlikely half decide. ``layers``: those whose hidden states
+    are kept, numbered as for ``Session.score``. Raises ``RamifyError`` for processors that keep a state.
     """
 
     def __init__(
@@ -82,20 +82,16 @@ class Pool(Roster):
         """
         sampler = self.request.sampler
         laws = self._log_probs.new_empty(len(paths), self._log_probs.shape[-1])
-        for places in self._by_length(paths).values():
-            chosen = [paths[place] for place in places]
-            prefixes = self._ids[self._index(chosen), : self._began + len(chosen[0])]
-            logits = self.logits[self._index(chosen)]
+        for places, index, prefixes in self._by_length(paths):
+            logits = self.logits[index]
             laws[places] = sampler.scores(prefixes, logits).softmax(-1) if soft else sampler.laws(prefixes, logits)
         return laws
 
     def processed(self, paths: Sequence[Path]) -> Tensor:
         """The model's own log-probabilities, then all processors, not normalised again: what beams add up."""
         scores = self._log_probs.new_empty(len(paths), self._log_probs.shape[-1])
-        for places in self._by_length(paths).values():
-            chosen = [paths[place] for place in places]
-            prefixes = self._ids[self._index(chosen), : self._began + len(chosen[0])]
-            scores[places] = self.request.sampler.scores(prefixes, self.log_probs(chosen))
+        for places, index, prefixes in self._by_length(paths):
+            scores[places] = self.request.sampler.scores(prefixes, self._log_probs[index])
         return scores
 
     def confidence(self, path: Path) -> float:
@@ -339,14 +335,14 @@ class Pool(Roster):
     def _index(self, paths: Sequence[Path]) -> Tensor:
         return torch.tensor([self._rows[path] for path in paths], device=self._ids.device, dtype=torch.long)
 
-    def _by_length(self, paths: Sequence[Path]) -> dict[int, list[int]]:
-        """Places in ``paths`` by length: processors read prefixes of one length at a time."""
-        if not self.request.sampler.processors:
-            return {0: list(range(len(paths)))}
+    def _by_length(self, paths: Sequence[Path]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Places in ``paths``, their rows [n] and prefixes [n, length]; processors read one length at a time."""
         groups: defaultdict[int, list[int]] = defaultdict(list)
         for place, path in enumerate(paths):
-            groups[len(path)].append(place)
-        return groups
+            groups[len(path) if self.request.sampler.processors else 0].append(place)
+        for places in groups.values():
+            index = self._index([paths[place] for place in places])
+            yield places, index, self._ids[index, : self._began + len(paths[places[0]])]
 
     def _noise_of(self, path: Path) -> Noise:
         if path.number not in self._noise:

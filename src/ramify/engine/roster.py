@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ramify.engine.events import Accepted, Ended, Event, Forked
 from ramify.engine.path import Path
+from ramify.errors import RamifyError
 
 
 class Roster:
@@ -16,6 +17,8 @@ class Roster:
     """
 
     def __init__(self, row: int = 0, budget: int | None = None) -> None:
+        if budget is not None and budget < 1:
+            raise RamifyError(f"the budget is {budget} tokens; give at least 1, or none")
         self.row, self.budget = row, budget
         self.paths: list[Path] = []
         self.live: list[Path] = []

@@ -72,12 +72,11 @@ def search(
 
     ``row``: what the events call the request. ``budget``: effective tokens after which the live paths are cut. The best
     path's tokens are accepted at the end, so that streams and statistics read them like any other result.
-    Raises ``RamifyError`` for an empty prompt, for lengths beyond the context, for several paths on a model whose state
-    cannot be forked, and for a budget within which no path can end.
+    Where no path comes to its end, the longest one is given and a note says so. Raises ``RamifyError`` for an empty
+    prompt, for lengths beyond the context, for several paths on a model whose state cannot be forked, and for a budget
+    below 1.
     """
     request.check(lm)
-    if budget is not None and budget < 1:
-        raise RamifyError(f"the budget is {budget} tokens; give at least 1, or none")
     pool = Pool(lm, request, row, budget, policy.layers)
     policy.begin(pool)
     yield from pool.drain()

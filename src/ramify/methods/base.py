@@ -142,7 +142,13 @@ class DraftMethod(Method):
 
 
 class SearchMethod(Method):
-    """A method of the pool loop: its policy says which paths grow, fork and end, and what the answer is."""
+    """A method of the pool loop: its policy says which paths grow, fork and end, and what the answer is.
+
+    ``budget``: tokens drawn for all paths together, after which the live ones are cut; None for no bound. An option of
+    those methods that name it.
+    """
+
+    budget: int | None = None
 
     @abstractmethod
     def policy(self, lm: CausalLM, request: Request) -> Policy:
@@ -154,7 +160,7 @@ class SearchMethod(Method):
 
     def run(self, lm: CausalLM, requests: Sequence[Request]) -> Iterator[Event]:
         for row, request in enumerate(requests):
-            yield from search(lm, request, self.policy(lm, request), row=row, budget=getattr(self, "budget", None))
+            yield from search(lm, request, self.policy(lm, request), row=row, budget=self.budget)
 
 
 def verification_rule(name: str) -> Rule:

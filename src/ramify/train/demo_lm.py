@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ramify.train.bpe import train_bpe
 from ramify.train.data import HELD_OUT, Windows, library_files
 from ramify.train.trainer import Progress, TrainConfig, train
 
@@ -46,24 +47,9 @@ class DemoLMConfig:
 
 def train_tokenizer(texts: list[str], vocab_size: int, out: Path, context: int) -> None:
     """Train the byte-level BPE tokenizer and save it in transformers' layout."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = train_bpe(texts, vocab_size, PIECES, END_OF_TEXT)
     PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,

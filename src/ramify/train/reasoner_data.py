@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ramify.bench.tasks import draws
+from ramify.train.bpe import train_bpe
 
 if TYPE_CHECKING:
     from ramify.train.reasoner import ReasonerConfig
@@ -24,7 +25,7 @@ IGNORED = -100
 
 def train_tokenizer(config: ReasonerConfig, out: Path) -> None:
     """Make the tokenizer and save it in transformers' layout."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     seen = list(itertools.islice(draws("train", config.train.seed, config.families), 4000))
@@ -36,21 +37,7 @@ def train_tokenizer(config: ReasonerConfig, out: Path) -> None:
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
     else:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(PIECES), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=config.vocab_size,
-            special_tokens=[END_OF_TEXT],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer = train_bpe(texts, config.vocab_size, PIECES, END_OF_TEXT)
     # A chat is its last message, as a question: what the model was trained on is no conversation.
     template = "{{ messages[-1]['content'] }}" + ("" if config.vocab_size is None else "{{ '\\n' }}")
     PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]

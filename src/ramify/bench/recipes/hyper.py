@@ -18,6 +18,7 @@ from ramify.engine.aggregate import expected_accuracy, vote
 from ramify.engine.cost import Cost
 from ramify.engine.events import Decided
 from ramify.engine.path import Path
+from ramify.engine.request import Request
 from ramify.engine.search import Decision, search
 from ramify.methods.base import SearchMethod
 from ramify.methods.search.deepconf import DeepConf
@@ -190,10 +191,7 @@ def _steered(
     """One row, and how often each action was taken."""
     answers, rows, tokens, exists, taken = [], 0, 0, 0, dict[str, int]()
     for place, question in enumerate(questions):
-        [request] = prepare(
-            lm, [question.prompt], method, max_new_tokens=LONGEST, seed=seed + 1000 * place, answer=parse_answer,
-            do_sample=True, **SETTINGS,
-        )  # fmt: skip
+        request = _request(lm, question, method, seed + 1000 * place)
         policy = method.policy(lm, request)
         events = list(search(lm, request, policy))
         [decided] = [event for event in events if isinstance(event, Decided)]
@@ -216,6 +214,12 @@ def _steered(
     }, taken
 
 
+def _request(lm: CausalLM, question: Task, method: SearchMethod, seed: int) -> Request:
+    settings = {"max_new_tokens": LONGEST, "do_sample": True, **SETTINGS}
+    [request] = prepare(lm, [question.prompt], method, seed=seed, answer=parse_answer, **settings)
+    return request
+
+
 # ---- other routes ----
 
 
@@ -227,10 +231,7 @@ def routed(lm: CausalLM, questions: Sequence[Task], seed: int) -> list[dict[str,
         method = RoutingEnsemble(routes=routes, tau=tau, clean=clean, paths=4)
         right, changed = 0.0, 0.0
         for place, question in enumerate(questions):
-            [request] = prepare(
-                lm, [question.prompt], method, max_new_tokens=LONGEST, seed=seed + 1000 * place, answer=parse_answer,
-                do_sample=True, **SETTINGS,
-            )  # fmt: skip
+            request = _request(lm, question, method, seed + 1000 * place)
             policy = method.policy(lm, request)
             assert isinstance(policy, Ensemble)
             [decided] = [event for event in search(lm, request, policy) if isinstance(event, Decided)]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
+from ramify.bench.lines import entries, read_text
 from ramify.bench.tasks.answers import BOXED, MARK, canonical, parse_answer
 from ramify.bench.tasks.task import Task
 from ramify.errors import RamifyError
@@ -24,16 +24,9 @@ def read_tasks(path: str | Path) -> tuple[list[Task], list[str]]:
     path = Path(path)
     if path.suffix != ".jsonl":
         raise RamifyError(f"questions come from a .jsonl file, not {path.name!r}")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise RamifyError(f"cannot read questions from {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise RamifyError(f"{path}, line {line}: questions are UTF-8 text, and this is not") from None
     found: dict[str, Task] = {}
     problems: list[str] = []
-    for line, task in _read(content):
+    for line, task in entries(read_text(path, "questions"), _task):
         if isinstance(task, str):
             problems.append(f"{path}, line {line}: {task}")
         elif task.id in found:
@@ -43,18 +36,6 @@ def read_tasks(path: str | Path) -> tuple[list[Task], list[str]]:
     if not found:
         raise RamifyError(f"no question in {path}: " + (problems[0] if problems else "the file is empty"))
     return list(found.values()), problems
-
-
-def _read(content: str) -> Iterator[tuple[int, Task | str]]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield number, f"not JSON ({error.msg if isinstance(error, json.JSONDecodeError) else 'nested too deeply'})"
-            continue
-        yield number, _task(entry, number)
 
 
 def _task(entry: object, number: int) -> Task | str:
