@@ -133,4 +133,42 @@ class Decided:
     votes: dict[str, float]
 
 
-Event = Prefilled | Drafted | Scored | Accepted | Finished | Noted | Forked | Grown | Refined | Ended | Decided
+@dataclass(frozen=True)
+class Unmasked:
+    """``tokens`` were written at ``positions`` of ``row``'s canvas, where the model gave them those ``confidences``.
+
+    Positions count from the beginning of the prompt. ``seconds``: of choosing and writing, shared by all rows of the
+    step.
+    """
+
+    row: int
+    step: int
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Remasked:
+    """``positions`` of ``row``'s canvas, which had been written, are open again."""
+
+    row: int
+    step: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """``row``'s canvas ends before position ``length`` from now on."""
+
+    row: int
+    step: int
+    length: int
+
+
+Event = (
+    Prefilled | Drafted | Scored | Accepted | Finished | Noted
+    | Forked | Grown | Refined | Ended | Decided
+    | Unmasked | Remasked | Cut
+)  # fmt: skip

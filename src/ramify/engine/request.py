@@ -27,7 +27,8 @@ class Request:
     ``stop_tokens``: ids that end the sequence and are kept as its last token. ``criteria``: further transformers
     ``StoppingCriteria``, evaluated after every committed token. ``padding``: ids before the prompt that processors and
     criteria are to see, as in a left-padded transformers batch, but the model is not. ``answer``: finds the answer in
-    the text of a path; without one, the whole text is the answer.
+    the text of a path; without one, the whole text is the answer. ``canvas``: what stands behind the prompt where a
+    denoiser is to fill it in, None at open positions; by default all of them are open, up to ``max_length``.
     """
 
     prompt: Sequence[int]
@@ -37,9 +38,12 @@ class Request:
     criteria: Sequence[Criterion] = ()
     padding: Sequence[int] = ()
     answer: Parser = whole
+    canvas: Sequence[int | None] = ()
 
     def check(self, lm: CausalLM) -> None:
         """Raise ``RamifyError`` for an empty prompt, for one that leaves nothing to generate, or too long."""
+        if self.canvas:
+            raise RamifyError(f"{lm.name} reads from left to right and cannot fill in a canvas; use ramify.load_masked")
         if not self.prompt:
             raise RamifyError("the prompt is empty; give at least one token")
         if self.max_length <= len(self.prompt):

@@ -7,23 +7,32 @@ import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ramify.engine.drafter import Drafter
 from ramify.engine.events import Accepted, Event
+from ramify.engine.feeding import Blockwise, Delayed, Feeding, Sequential, Whole
+from ramify.engine.filling import Schedule
 from ramify.engine.request import Request
 from ramify.engine.result import Result, Stats
 from ramify.engine.sampling import Noise, Sampler, is_stateful
 from ramify.engine.search import Policy, WholePolicy, search
 from ramify.engine.speculate import speculate
-from ramify.engine.verify import VERIFIERS, Rule
+from ramify.engine.unmask import Rule, unmask
+from ramify.engine.verify import VERIFIERS
+from ramify.engine.verify import Rule as VerificationRule
 from ramify.errors import RamifyError, unknown
 from ramify.methods.modes import check
 from ramify.methods.registry import Card
 from ramify.models.causal import CausalLM, wrap
+from ramify.models.masked import MaskedLM, masked
+
+LM = CausalLM | MaskedLM
+CACHES = ("none", "prefix", "dual", "delayed")
 
 
 class Method(ABC):
@@ -40,15 +49,15 @@ class Method(ABC):
     trains: ClassVar[Any] = None
 
     @abstractmethod
-    def run(self, lm: CausalLM, requests: Sequence[Request]) -> Iterator[Event]:
-        """Continue all requests, yielding what happens."""
+    def run(self, lm: Any, requests: Sequence[Request]) -> Iterator[Event]:
+        """Continue all requests with the kind of model that the method takes, yielding what happens."""
 
     @functools.cached_property
     def memory(self) -> dict[Any, Any]:
         """What this object has learned so far, carried from call to call; a copy of the object starts afresh."""
         return {}
 
-    def complete(self, lm: CausalLM, requests: Sequence[Request]) -> list[Result]:
+    def complete(self, lm: LM, requests: Sequence[Request]) -> list[Result]:
         """Run to the end; one result for each request."""
         wall, cpu = time.perf_counter(), time.process_time()
         events = list(self.run(lm, requests))
@@ -73,7 +82,7 @@ class Method(ABC):
 
         Returns ids [B, n + new], padded at the end as transformers pads them.
         """
-        lm = _wrapped(model)
+        lm = self.wrapped(model)
         if generation_config.return_dict_in_generate:
             raise RamifyError("return_dict_in_generate is not offered through custom_generate; use ramify.generate")
         streamer = streamer or _callers_streamer()
@@ -113,6 +122,10 @@ class Method(ABC):
         new = torch.tensor([row + [filler] * (longest - len(row)) for row in tokens], device=input_ids.device)
         return torch.cat([input_ids, new], dim=1)
 
+    def wrapped(self, model: Any) -> LM:
+        """A transformers model as this method takes it."""
+        return _wrapped(model)
+
     def _settings(self, generation_config: Any) -> dict[str, Any]:
         settings = {"do_sample": bool(generation_config.do_sample), "num_beams": generation_config.num_beams or 1}
         check(generation_config.to_dict(), self)
@@ -123,6 +136,66 @@ class Method(ABC):
         return settings | self.pinned
 
 
+@dataclass(frozen=True)
+class MaskedMethod(Method):
+    """A method of the masked loop: its rule says which open positions of the canvas are fixed after every pass.
+
+    ``block``: positions of a block; blocks are filled from left to right; None for one block of all. ``steps``: passes
+    by the schedule, None for one a position. ``cache``: "none"; "prefix" or "dual" (Fast-dLLM: within a block, hold
+    what stands before it, or all outside it); "delayed" (dKV-Cache: hold what was written a step ago). All but the
+    first are approximations unless the model sees in blocks. ``refresh``: a whole pass every so many steps; None for
+    the first of each block, or every 8 with "delayed". ``guidance``: weight w of a second pass without the prompt.
+    """
+
+    block: int | None = None
+    steps: int | None = None
+    cache: Literal["none", "prefix", "dual", "delayed"] = "none"
+    refresh: int | None = None
+    guidance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cache not in CACHES:
+            raise unknown("cache", self.cache, CACHES)
+        for name in ("block", "steps", "refresh"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RamifyError(f"{name} is {value}; it is at least 1, or None")
+        if self.refresh is not None and self.cache == "none":
+            raise RamifyError("refresh says how often a cache is renewed; name a cache, or leave it out")
+        if self.guidance < 0:
+            raise RamifyError(f"guidance is {self.guidance:g}; it is 0 for none, or more")
+
+    @abstractmethod
+    def rule(self, lm: MaskedLM, requests: Sequence[Request]) -> Rule:
+        """The rule of one call, for all of its rows."""
+
+    def feeding(self, lm: MaskedLM) -> Feeding:
+        """What the passes of one call are fed."""
+        shift, own = lm.facts.shift, lm.facts.block
+        if own is not None:
+            if self.cache in ("dual", "delayed"):
+                raise RamifyError(f"{lm.name} sees in blocks, so that cache='prefix' is exact and best; use that")
+            return Sequential(own, self.cache == "prefix", shift)
+        if self.cache == "none":
+            return Whole()
+        if self.cache == "delayed":
+            return Delayed(self.refresh or 8, shift)
+        return Blockwise(self.cache == "dual", self.refresh, shift)
+
+    def run(self, lm: MaskedLM, requests: Sequence[Request]) -> Iterator[Event]:
+        yield from unmask(
+            lm,
+            requests,
+            self.rule(lm, requests),
+            schedule=Schedule(self.block, self.steps),
+            feeding=self.feeding(lm),
+            guidance=self.guidance,
+        )
+
+    def wrapped(self, model: Any) -> MaskedLM:
+        return masked(_wrapped(model))
+
+
 class DraftMethod(Method):
     """A method of the draft–verify loop: it says how drafts are made and which rule verifies them."""
 
@@ -131,7 +204,7 @@ class DraftMethod(Method):
         """The drafter of one sequence; None for plain decoding."""
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> VerificationRule:
         """The verification rule, by default one sample per visited node (greedy at temperature zero)."""
         return verification_rule(getattr(self, "verifier", "match"))
 
@@ -163,7 +236,7 @@ class SearchMethod(Method):
             yield from search(lm, request, self.policy(lm, request), row=row, budget=self.budget)
 
 
-def verification_rule(name: str) -> Rule:
+def verification_rule(name: str) -> VerificationRule:
     """The rule called ``name``; raises ``RamifyError`` with the nearest name when there is none."""
     if name not in VERIFIERS:
         raise unknown("verifier", name, VERIFIERS)
@@ -196,7 +269,7 @@ def request_of(
     return Request(prompt, max_length, sampler, frozenset(stop_tokens), others, padding)
 
 
-def gather(lm: CausalLM, request: Request, events: Sequence[Event], row: int, wall: float, cpu: float) -> Result:
+def gather(lm: LM, request: Request, events: Sequence[Event], row: int, wall: float, cpu: float) -> Result:
     """The result of ``row`` from a stream of events."""
     own = [event for event in events if row in getattr(event, "rows", (getattr(event, "row", row),))]
     stats = Stats.of(own, row)

@@ -14,13 +14,17 @@ from ramify.errors import RamifyError, first_line, unknown
 from ramify.models.calibrate import recall
 from ramify.models.forward import Forward
 from ramify.models.fused import FusedForward
+from ramify.models.layouts import model_type, read
 from ramify.models.probe import Truth, probe
 from ramify.models.projection import Declined
 from ramify.models.static import StaticForward
 from ramify.models.weights import unavailable, weight_format
 
 DEMO = Path(__file__).parent / "demo"
-BUNDLED = {"demo": DEMO, "demo-reasoner": DEMO.with_name("demo_reasoner")}
+BUNDLED = {"demo": DEMO} | {
+    name: DEMO.with_name(name.replace("-", "_"))
+    for name in ("demo-reasoner", "demo-dlm", "demo-masked-image", "list-model", "grid-model")
+}
 FORWARDS = ("transformers", "fused", "static")
 
 
@@ -156,8 +160,35 @@ def load(
     they are unless a format is named; its linear layers are then replaced for good.
 
     Raises ``RamifyError`` for a folder that holds no usable model, for pickled weights, for damaged files, for an
-    unknown forward or format, and where a named one cannot be had.
+    unknown forward or format, where a named one cannot be had, and for a masked denoiser (see ``load_masked``).
     """
+    lm = open_model(
+        source,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        attention=attention,
+        forward=forward,
+        weights=weights,
+        trust_remote_code=trust_remote_code,
+    )
+    if getattr(lm.model.config, "denoiser", None) is not None:
+        raise RamifyError(f"{lm.name} is a masked denoiser, which reads in both directions; use ramify.load_masked")
+    return lm
+
+
+def open_model(
+    source: Any,
+    *,
+    tokenizer: Any,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    attention: str | None,
+    forward: str | None,
+    weights: str | None,
+    trust_remote_code: bool,
+) -> CausalLM:
+    """A decoder of transformers as ``load`` finds it, whichever way it was trained to read."""
     if forward not in (None, *FORWARDS):
         raise unknown("forward pass", str(forward), FORWARDS)
     if weights is not None:
@@ -173,7 +204,7 @@ def load(
     else:
         name = str(source)
         place = BUNDLED.get(name, source)
-        if name == "demo-reasoner":
+        if name in BUNDLED and name != "demo":
             dtype = dtype or torch.float32  # too small to gain from half precision
         if name == "demo":
             dtype = dtype or _demo_dtype()
@@ -279,6 +310,8 @@ def _load_model(
     folder = Path(place)
     if folder.is_dir():
         _check_folder(folder)
+        if model_type(folder) is not None:
+            return read(folder, _dtype(dtype), attention)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,

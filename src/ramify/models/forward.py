@@ -35,6 +35,8 @@ class Nodes:
     ``first`` above 0, ``embeddings`` are the states that enter there. The head, its norm before it, reads what comes
     out, also where ``last`` is not the last layer; ``logits_at`` empty spares it. Where ``last`` is given, state l is
     the plain output of layer l, the last one's too. −1 of such a pass needs the logits of all nodes.
+
+    ``reach``: above all positions, where they may lie beyond the slots in use (a canvas of which parts are cached).
     """
 
     tokens: Tensor
@@ -46,6 +48,7 @@ class Nodes:
     hidden_layers: Sequence[int] = ()
     first: int = 0
     last: int | None = None
+    reach: int = 0
 
 
 class Forward(Protocol):

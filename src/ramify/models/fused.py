@@ -213,7 +213,7 @@ class FusedForward:
         end = max(nodes.lengths) + nodes.tokens.shape[1]
         cache.seen = min(-(-end // SLOTS) * SLOTS, cache.capacity)
         masks = attention_masks(nodes, self.dtype, self.window, cache.seen)
-        turns = [rotation.at(nodes.positions, end, x) for rotation in self.rotations]
+        turns = [rotation.at(nodes.positions, max(end, nodes.reach), x) for rotation in self.rotations]
         return self.decode(
             x,
             turns,
