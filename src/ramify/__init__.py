@@ -29,13 +29,16 @@ if TYPE_CHECKING:
     from ramify.models.calibrate import calibrate
     from ramify.models.causal import CausalLM, load
     from ramify.models.endpoint import RemoteError
+    from ramify.models.masked import MaskedLM, load_masked
     from ramify.models.remote import RemoteLM
     from ramify.solving import solve
+    from ramify.unmasking import unmask
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CausalLM",
+    "MaskedLM",
     "Method",
     "RamifyError",
     "RemoteError",
@@ -45,16 +48,19 @@ __all__ = [
     "compare",
     "generate",
     "load",
+    "load_masked",
     "methods",
     "register",
     "solve",
     "stream",
     "tune",
+    "unmask",
     "verify",
 ]
 
 _PLACES = {
     "CausalLM": "ramify.models.causal",
+    "MaskedLM": "ramify.models.masked",
     "Method": "ramify.methods.base",
     "RemoteError": "ramify.models.endpoint",
     "RemoteLM": "ramify.models.remote",
@@ -63,9 +69,11 @@ _PLACES = {
     "compare": "ramify.bench.compare",
     "generate": "ramify.api",
     "load": "ramify.models.causal",
+    "load_masked": "ramify.models.masked",
     "solve": "ramify.solving",
     "stream": "ramify.api",
     "tune": "ramify.bench.tune",
+    "unmask": "ramify.unmasking",
     "verify": "ramify.bench.check",
 }
 

@@ -13,9 +13,10 @@ from ramify.engine.events import Accepted, Event
 from ramify.engine.request import Parser, Request
 from ramify.engine.result import Result
 from ramify.errors import RamifyError, first_line
-from ramify.methods.base import Method, gather, request_of
+from ramify.methods.base import LM, MaskedMethod, Method, gather, request_of
 from ramify.methods.modes import adopt, check
 from ramify.models.causal import CausalLM, load
+from ramify.models.masked import MaskedLM, load_masked
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -24,19 +25,19 @@ Prompt = str | Chat | list[int]
 
 
 @overload
-def generate(lm: CausalLM | str, prompt: str, method: str | Method = ..., **settings: Any) -> Result: ...
+def generate(lm: LM | str, prompt: str, method: str | Method = ..., **settings: Any) -> Result: ...
 
 
 @overload
-def generate(lm: CausalLM | str, prompt: list[str], method: str | Method = ..., **settings: Any) -> list[Result]: ...
+def generate(lm: LM | str, prompt: list[str], method: str | Method = ..., **settings: Any) -> list[Result]: ...
 
 
 @overload
-def generate(lm: CausalLM | str, prompt: Any, method: str | Method = ..., **settings: Any) -> Any: ...
+def generate(lm: LM | str, prompt: Any, method: str | Method = ..., **settings: Any) -> Any: ...
 
 
 def generate(
-    lm: CausalLM | str,
+    lm: LM | str,
     prompt: Any,
     method: str | Method = "greedy",
     *,
@@ -49,10 +50,11 @@ def generate(
 ) -> Result | list[Result]:
     """Continue a prompt, or a list of prompts as one batch.
 
-    ``lm``: from ``load``, or what ``load`` takes. ``prompt``: a text, token ids, a chat (list of role/content
-    dictionaries), or a list of these. ``method``: a name from ``ramify.methods()`` with its ``options``, or a method
-    object; an object carries what it learned from call to call. ``max_new_tokens``: by default the model's generation
-    config, else 128. ``seed``: row i of a batch uses seed + i, and the same seed gives the same tokens under every
+    ``lm``: from ``load`` (or ``load_masked``, for methods that fill in a canvas), or what it takes. ``prompt``: a text,
+    token ids, a chat (list of role/content dictionaries), or a list of these. ``method``: a name from
+    ``ramify.methods()`` with its ``options``, or a method object; an object carries what it learned from call to call.
+    ``max_new_tokens``: by default the model's generation config, else 128. ``seed``: row i of a batch uses seed + i,
+    and the same seed gives the same tokens under every
     method that verifies by matching. ``stop``: texts that end the sequence, kept at its end as transformers keeps
     them. ``answer``: finds the answer in a path's text, for methods that vote; by default the text is the answer.
     ``settings``: any field of transformers' ``GenerationConfig`` (do_sample, temperature, top_p,
@@ -62,8 +64,8 @@ def generate(
     Returns one ``Result``, or a list of them for a list of prompts. Raises ``RamifyError`` for an unknown method or
     option, an empty prompt, and lengths beyond the context.
     """
-    lm = lm if isinstance(lm, CausalLM) else load(lm)
     chosen, settings = adopt(method, options or {}, settings)
+    lm = ready(lm, chosen)
     prompts, single = _prompts(prompt)
     requests = prepare(
         lm, prompts, chosen, max_new_tokens=max_new_tokens, seed=seed, stop=stop, answer=answer, **settings
@@ -79,32 +81,37 @@ class Stream:
     are there.
     """
 
-    def __init__(self, lm: CausalLM, method: Method, request: Request) -> None:
+    def __init__(self, lm: LM, method: Method, request: Request) -> None:
         self.lm, self.method, self.request = lm, method, request
         self.events: list[Event] = []
         self.result: Result | None = None
 
     def __iter__(self) -> Iterator[str]:
         tokenizer = self.lm.require_tokenizer()
-        wall, cpu = time.perf_counter(), time.process_time()
         tokens: list[int] = []
         shown = 0
-        for event in self.method.run(self.lm, [self.request]):
-            self.events.append(event)
+        for event in self.follow():
             if isinstance(event, Accepted):
                 tokens.extend(event.tokens)
                 text = tokenizer.decode(tokens, skip_special_tokens=True)
                 if len(text) > shown and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                     yield text[shown:]
                     shown = len(text)
+        if self.result is not None and len(self.result.text) > shown:
+            yield self.result.text[shown:]
+
+    def follow(self) -> Iterator[Event]:
+        """The events as they happen, for those who show more than the text that is accepted."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        for event in self.method.run(self.lm, [self.request]):
+            self.events.append(event)
+            yield event
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         self.result = gather(self.lm, self.request, self.events, 0, wall, cpu)
-        if len(self.result.text) > shown:
-            yield self.result.text[shown:]
 
 
 def stream(
-    lm: CausalLM | str,
+    lm: LM | str,
     prompt: Prompt,
     method: str | Method = "greedy",
     *,
@@ -115,14 +122,32 @@ def stream(
     **settings: Any,
 ) -> Stream:
     """Like ``generate`` for one prompt, giving its text piece by piece; see ``Stream``."""
-    lm = lm if isinstance(lm, CausalLM) else load(lm)
     chosen, settings = adopt(method, options or {}, settings)
+    lm = ready(lm, chosen)
     [request] = prepare(lm, [prompt], chosen, max_new_tokens=max_new_tokens, seed=seed, stop=stop, **settings)
     return Stream(lm, chosen, request)
 
 
+def ready(lm: LM | str, method: Method) -> LM:
+    """``lm``, loaded if it is not; raises ``RamifyError`` where it is of the other kind than ``method`` runs on."""
+    fills = isinstance(method, MaskedMethod)
+    if not isinstance(lm, CausalLM | MaskedLM):
+        return load_masked(lm) if fills else load(lm)
+    if fills and isinstance(lm, CausalLM):
+        raise RamifyError(
+            f"{method.card.name} fills in the canvas of a masked denoiser, and {lm.name} reads from left to right; "
+            "load one with ramify.load_masked"
+        )
+    if not fills and isinstance(lm, MaskedLM):
+        raise RamifyError(
+            f"{method.card.name} reads from left to right, and {lm.name} is a masked denoiser; use method='unmask' or "
+            "another of its family"
+        )
+    return lm
+
+
 def prepare(
-    lm: CausalLM,
+    lm: LM,
     prompts: Sequence[Prompt],
     method: Method,
     *,
@@ -148,7 +173,7 @@ def prepare(
 
 
 def _prepare_one(
-    lm: CausalLM,
+    lm: LM,
     ids: list[int],
     method: Method,
     seed: int,
@@ -192,7 +217,7 @@ def _prepare_one(
     return request_of(ids, captured["processors"], criteria, greedy=not config.do_sample, seed=seed)
 
 
-def _default_length(lm: CausalLM, prompt: int, settings: dict[str, Any]) -> int | None:
+def _default_length(lm: LM, prompt: int, settings: dict[str, Any]) -> int | None:
     """128 new tokens (fewer where the context ends), unless the caller or the model's generation config says."""
     config = settings.get("generation_config") or lm.model.generation_config
     if "max_length" in settings or config.max_new_tokens is not None or config.max_length not in (None, 20):
@@ -200,7 +225,7 @@ def _default_length(lm: CausalLM, prompt: int, settings: dict[str, Any]) -> int 
     return max(1, min(DEFAULT_NEW_TOKENS, lm.context - prompt))
 
 
-def _ids(lm: CausalLM, prompt: Any) -> list[int]:
+def _ids(lm: LM, prompt: Any) -> list[int]:
     return list(prompt) if _is_ids(prompt) else lm.encode(prompt)
 
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ramify import __version__
-from ramify.cli import catalogue, compare, demo, generate, machine, recipes, solve, tune
+from ramify.cli import catalogue, compare, demo, generate, machine, recipes, solve, tune, unmask
 from ramify.cli.shell import run
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ app.command(epilog="Example: ramify generate 'def parse_args(' --method token-re
 app.command(
     epilog="Example: ramify solve 'Bob has 90 shells and gives away 87. How many shells does Bob have now?' -o paths=16"
 )(solve.solve)
+app.command(epilog="Example: ramify unmask 'def parse_args(' --max-new-tokens 48 --html canvas.html")(unmask.unmask)
 app.command(epilog="Example: ramify compare --methods greedy,prompt-lookup,token-recycling:nodes=40 --repeats 5")(
     compare.compare
 )
