@@ -157,9 +157,9 @@ class Controlled(Policy):
         live = [member.path for member in self._live()]
         progress = min(1.0, statistics.median(map(len, live)) / max(1.0, self.scale.length))
         state = State(progress, diversity(live, window=self.options.interval), self.size, self.options.limit)
-        laws = pool.laws([member.path for member in due])
-        open_ended = (laws.amax(dim=-1) < 1 - 1e-6).tolist()
-        standings = [self._standing(pool, each.path, more) for each, more in zip(due, open_ended, strict=True)]
+        standings = [
+            self._standing(pool, each.path, more) for each, more in zip(due, self._open_ended(pool, due), strict=True)
+        ]
         if self.options.random is None:
             actions = choose(state, standings, self.actions, self.rec)
         else:
@@ -173,6 +173,13 @@ class Controlled(Policy):
                 self.members.append(Hypothesis(child, len(child)))
             elif action == MULTI:
                 self._try(pool, member)
+
+    def _open_ended(self, pool: Pool, due: Sequence[Hypothesis]) -> list[bool]:
+        """Behind which of them a child could take another token; nobody asks where nothing may branch."""
+        if BRANCH not in self.actions:
+            return [False] * len(due)
+        found: list[bool] = (pool.laws([member.path for member in due]).amax(dim=-1) < 1 - 1e-6).tolist()
+        return found
 
     def _standing(self, pool: Pool, path: Path, more: bool) -> Standing:
         """``more``: whether more than one token is possible behind ``path``."""

@@ -25,10 +25,11 @@ CONFIG = ReasonerConfig(
 
 
 def train(job: Job) -> Iterator[Progress]:
-    """Train it into ``job.out/model``."""
-    job.take()
+    """Train it into ``job.out/model``; the options ``experts`` and ``noise`` are those of ``ReasonerConfig``."""
+    options = job.take(experts=CONFIG.experts, noise=CONFIG.noise)
     if job.data is not None or job.dry:
         raise RamifyError("the sum model has its own data and takes no --data or --dry-run")
     changes = {"seed": job.seed, "steps": job.steps, "learning_rate": job.learning_rate}
     given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-    yield from train_reasoner(job.out, replace(CONFIG, train=replace(CONFIG.train, **given)))
+    config = replace(CONFIG, experts=int(options["experts"]), noise=float(options["noise"]))
+    yield from train_reasoner(job.out, replace(config, train=replace(config.train, **given)))
