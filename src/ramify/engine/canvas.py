@@ -54,7 +54,8 @@ class CanvasSession:
     """Passes over the rows of a canvas, and the keys and values that are held between them.
 
     ``guidance``: the weight w of a second pass over the same canvas without its prompt, whose logits u make
-    u + (w + 1)(l − u) of the logits l (LLaDA's form of classifier-free guidance); 0 for none.
+    u + (w + 1)(l − u) of the logits l (LLaDA's form of classifier-free guidance); 0 for none. It may
+    be changed between passes, but not from or to none.
     """
 
     def __init__(self, lm: MaskedLM, rows: Sequence[Row], guidance: float = 0.0) -> None:
@@ -93,7 +94,7 @@ class CanvasSession:
         count = positions.shape[1]
         nodes = self._nodes(positions, valid, max(map(len, sources)))
         logits = self._run(nodes, self._caches[0])
-        if self.guidance:
+        if len(self._caches) > 1:  # also where the weight is 0 for once: what is held must be complete
             free = self._run(self._without_prompt(nodes), self._caches[1])
             logits = free + (self.guidance + 1.0) * (logits - free)
         if shift:  # positions 0 and 1 share a source

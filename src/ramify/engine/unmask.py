@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,10 +138,11 @@ def unmask(
     *,
     schedule: Schedule | None = None,
     feeding: Feeding | None = None,
-    guidance: float = 0.0,
+    guidance: float | Callable[[int], float] = 0.0,
 ) -> Iterator[Event]:
     """Fill in every request's canvas, yielding what happens.
 
+    ``guidance``: see ``CanvasSession``; or a function of the step, from 0, where it changes on the way.
     Rows of a batch run together and do not influence each other. The text of a row is given out when its canvas is
     full, up to its first stop token. Raises ``RamifyError`` for a canvas that is longer than the model's, for steps
     that do not fit it, for NaN logits, and for a rule that comes to no end.
@@ -150,10 +151,12 @@ def unmask(
     rows = [schedule.begin(lm, request, index) for index, request in enumerate(requests)]
     for row in rows:
         yield Prefilled(row.canvas.index, row.canvas.start, 0, 0.0)
-    session = CanvasSession(lm, [row.canvas for row in rows], guidance)
+    session = CanvasSession(lm, [row.canvas for row in rows], 1.0 if callable(guidance) else guidance)
     step = 0
     while rows:
         began = time.perf_counter()
+        if callable(guidance):
+            session.guidance = guidance(step)
         look, nodes = _look(session, rows, rule, feeding)
         ended = time.perf_counter()
         yield Scored(step, tuple(row.canvas.index for row in rows), nodes, ended - began)
@@ -195,11 +198,11 @@ def _look(session: CanvasSession, rows: Sequence[Filling], rule: Rule, feeding: 
             session.forget(place)
             own = list(range(len(row.canvas)))
         fed.append(own)
-        held = session.held(place)
-        wanted.append([position for position in range(row.begin, row.end) if position not in held])
+        # Logits for a position leave the model where it is read; a pass may read fewer positions than are open.
+        read, shift = set(own), int(session.lm.facts.shift)
+        wanted.append([position for position in range(row.begin, row.end) if max(position - shift, 0) in read])
         later = row.canvas.open[row.end :].nonzero()[:, 0] + row.end if rule.beyond else torch.empty(0)
-        read = set(own) if len(later) else set()
-        behind.append([position for position in later.tolist() if position in read])
+        behind.append([position for position in later.tolist() if max(position - shift, 0) in read])
     logits, nodes = session.score([own + more for own, more in zip(wanted, behind, strict=True)], fed)
     if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
         raise RamifyError("the model returned NaN or infinite logits; check its weights, or load it in dtype='float32'")
