@@ -5,7 +5,7 @@ Seconds are wall time of the named part of the step, shared by all rows of the b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ramify.engine.path import Path
 from ramify.engine.tree import TokenTree
@@ -138,7 +138,7 @@ class Unmasked:
     """``tokens`` were written at ``positions`` of ``row``'s canvas, where the model gave them those ``confidences``.
 
     Positions count from the beginning of the prompt. ``seconds``: of choosing and writing, shared by all rows of the
-    step.
+    step. ``details``: what else the rule tells of them, by name, a figure for each.
     """
 
     row: int
@@ -147,6 +147,7 @@ class Unmasked:
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     seconds: float
+    details: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -109,13 +109,15 @@ class Choice:
 
     ``fix``: bool [A, n], among the open positions of the look. ``tokens``: int64 [A, n], what is written there; None
     for the look's candidates. ``reopen``: bool [A, n], fixed positions to be opened again. ``cut``: for each row the
-    length that its canvas has from now on, None to leave it.
+    length that its canvas has from now on, None to leave it. ``details``: figures [A, n] about what is fixed, by name,
+    for whoever reads the events.
     """
 
     fix: Tensor
     tokens: Tensor | None = None
     reopen: Tensor | None = None
     cut: Sequence[int | None] = ()
+    details: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Rule(ABC):
@@ -164,9 +166,10 @@ def unmask(
         written = _apply(lm, look, choice)
         _hold(session, rows, feeding, written)
         seconds = (time.perf_counter() - ended) / len(rows)
-        for row, (fixed, tokens, confidences, reopened, cut) in zip(rows, written, strict=True):
+        for place, (row, (fixed, tokens, confidences, reopened, cut)) in enumerate(zip(rows, written, strict=True)):
             index = row.canvas.index
-            yield Unmasked(index, step, tuple(fixed), tuple(tokens), tuple(confidences), seconds)
+            told = {name: tuple(of[place, choice.fix[place]].tolist()) for name, of in choice.details.items()}
+            yield Unmasked(index, step, tuple(fixed), tuple(tokens), tuple(confidences), seconds, told)
             if reopened:
                 yield Remasked(index, step, tuple(reopened))
             if cut is not None:
@@ -267,5 +270,6 @@ def _hold(session: CanvasSession, rows: Sequence[Filling], feeding: Feeding, wri
     """Keep of the last pass what the next ones are to read; what changed since it was held must not be read again."""
     session.hold([feeding.hold(row, session.held(place), written[place][0]) for place, row in enumerate(rows)])
     for place, (_, _, _, reopened, cut) in enumerate(written):
-        if cut is not None or not session.held(place).isdisjoint(reopened):
+        held = session.held(place)
+        if not held.isdisjoint(reopened) or (cut is not None and max(held, default=-1) >= cut):
             session.forget(place)

@@ -169,6 +169,10 @@ class MaskedMethod(Method):
     def rule(self, lm: MaskedLM, requests: Sequence[Request]) -> Rule:
         """The rule of one call, for all of its rows."""
 
+    def schedule(self, lm: MaskedLM) -> Schedule:
+        """Blocks and passes of one call."""
+        return Schedule(self.block, self.steps)
+
     def feeding(self, lm: MaskedLM) -> Feeding:
         """What the passes of one call are fed."""
         shift, own = lm.facts.shift, lm.facts.block
@@ -187,7 +191,7 @@ class MaskedMethod(Method):
             lm,
             requests,
             self.rule(lm, requests),
-            schedule=Schedule(self.block, self.steps),
+            schedule=self.schedule(lm),
             feeding=self.feeding(lm),
             guidance=self.guidance,
         )
