@@ -43,7 +43,8 @@ def run(feeding: Feeding, length: int, block: int | None = None) -> tuple[list[i
 def test_what_is_behind_a_cut_is_neither_read_nor_written(length: int) -> None:
     text, passes, fixed = run(Whole(), length)
     assert len(text) == length - len(PROMPT)
-    assert passes[:2] == [16, 16] and set(passes[2:]) <= {length}
+    assert passes[:2] == [16, 16]
+    assert set(passes[2:]) <= {length}
     written = [position for event in fixed[2:] for position in event.positions]
     assert max(written, default=0) < length
 
@@ -58,7 +59,7 @@ def test_a_cut_leaves_what_is_held_before_it() -> None:
 
 @pytest.mark.parametrize("length", [6, 8, 11])
 def test_a_model_that_sees_in_blocks_does_not_notice_a_cut(length: int) -> None:
-    whole = [event for event in unmask(denoiser(block=4), [request(PROMPT, 12)], EndsAt(99, 0), schedule=Schedule(4))]
+    whole = list(unmask(denoiser(block=4), [request(PROMPT, 12)], EndsAt(99, 0), schedule=Schedule(4)))
     [text] = [event.tokens for event in whole if isinstance(event, Accepted)]
     for feeding in (Sequential(4), Sequential(4, keeps=True)):
         found, _, _ = run(feeding, length, block=4)

@@ -169,7 +169,7 @@ class MaskedMethod(Method):
     def rule(self, lm: MaskedLM, requests: Sequence[Request]) -> Rule:
         """The rule of one call, for all of its rows."""
 
-    def schedule(self, lm: MaskedLM) -> Schedule:
+    def plan(self, lm: MaskedLM) -> Schedule:
         """Blocks and passes of one call."""
         return Schedule(self.block, self.steps)
 
@@ -191,7 +191,7 @@ class MaskedMethod(Method):
             lm,
             requests,
             self.rule(lm, requests),
-            schedule=self.schedule(lm),
+            schedule=self.plan(lm),
             feeding=self.feeding(lm),
             guidance=self.guidance,
         )
