@@ -1,4 +1,4 @@
-"""HyPER's parts on the shared sum task: the vote on fixed pools, the controller beside its peers, and other routes.
+"""HyPER's parts on the shared sum task: the vote on fixed pools, and the controller beside its peers.
 
 Here short answers are the wrong ones, so the direction in which length votes matters and is calibrated on questions of
 another split. The controller runs with all sizes scaled down to answers of some twenty tokens. Nothing was tuned.
@@ -26,7 +26,6 @@ from ramify.methods.search.hyper import HyPER
 from ramify.methods.search.hyper_controller import ACTIONS, BRANCH, MULTI, NONE, SINGLE, HyperRec
 from ramify.methods.search.hyper_policy import Controlled
 from ramify.methods.search.hyper_vote import calibrate_length, how_many, vote_by_length
-from ramify.methods.search.routing_ensemble import Ensemble, RoutingEnsemble
 from ramify.methods.search.self_consistency import SelfConsistency
 from ramify.models.causal import CausalLM
 
@@ -65,7 +64,6 @@ def run(*, seed: int = 0, problems: int = 300, steered: int = 40, model: str | N
             f"The controller, scaled down, beside its peers: {steered} problems; rows: all that passes evaluated",
             controlled(lm, questions[:steered], sign, seed),
         ),
-        Table(f"Other routes for every token: {steered} problems, 4 paths each", routed(lm, questions[:steered], seed)),
     ]
     notes = [
         f"Calibrated on {len(held_out)} questions of the validation split: length_sign {sign:+d}.",
@@ -218,35 +216,6 @@ def _request(lm: CausalLM, question: Task, method: SearchMethod, seed: int) -> R
     settings = {"max_new_tokens": LONGEST, "do_sample": True, **SETTINGS}
     [request] = prepare(lm, [question.prompt], method, seed=seed, answer=parse_answer, **settings)
     return request
-
-
-# ---- other routes ----
-
-
-def routed(lm: CausalLM, questions: Sequence[Task], seed: int) -> list[dict[str, Any]]:
-    """Accuracy of single sampled answers when every token is read along other routes."""
-    cases = [(2, 0.0, True), (2, 0.1, True), (2, 0.2, True), (2, 0.4, True), (4, 0.2, False), (4, 0.4, False)]
-    rows = []
-    for routes, tau, clean in cases:
-        method = RoutingEnsemble(routes=routes, tau=tau, clean=clean, paths=4)
-        right, changed = 0.0, 0.0
-        for place, question in enumerate(questions):
-            request = _request(lm, question, method, seed + 1000 * place)
-            policy = method.policy(lm, request)
-            assert isinstance(policy, Ensemble)
-            [decided] = [event for event in search(lm, request, policy) if isinstance(event, Decided)]
-            right += sum(question.right(path.answer or "") for path in decided.paths) / len(decided.paths)
-            changed += policy.routes.changed
-        count = len(questions)
-        rows.append(
-            {
-                "routes": f"{routes} copies, noise {tau}" + (", own route too" if clean else ""),
-                "accuracy of one path": right / count,
-                "±": error_of(right / count, 4 * count),
-                "share of changed choices": changed / count,
-            }
-        )
-    return rows
 
 
 def _confidence(path: Path) -> float:

@@ -14,6 +14,11 @@ weighs its own, and the mean of the logits are our reading. The paper sets τ fo
 With τ = 0 this is plain decoding. Whether other routes are nearly as good, which is what the gain lives on, depends on
 how the model was trained: ``ramify bench hyper`` shows it on a small one, with the share of choices that noise changes.
 
+HyPER's single-token refinement (``hyper``) is the same with four differences, which are options here: only tokens of
+much entropy are read again (``above``), an expert loses ``reuse`` for every earlier copy that took it, copies are
+weighed by their confidence, and the own route takes part. By itself, with HyPER's values:
+``routing-ensemble:routes=2:tau=0.4:reuse=0.1:clean=true:by_confidence=true:above=…``.
+
 ``paths`` > 1 samples several texts, whose answers vote. Cost: 2 + K rows for every token. The paper counts 1 + K; the
 pool reads the token first as always, and once more among its copies, whose entry is the one that stays.
 """
@@ -48,23 +53,29 @@ class RoutingEnsemble(SearchMethod):
     """Read every token along several routes through the experts, and draw the next one from their mean.
 
     ``routes``: K, our choice. ``tau``: the scale of the noise. ``clean``: let the router's own route take part in the
-    mean. ``paths``: texts whose answers vote. ``budget``: tokens, those of all routes, after which live paths are cut.
+    mean. ``by_confidence``: weigh each route by its confidence. ``reuse``: what an expert loses for every earlier copy
+    that took it. ``above``: entropy in nats from which a token is read along them. ``paths``: texts whose answers vote.
+    ``budget``: tokens, those of all routes, after which live paths are cut.
     """
 
     routes: int = 4
     tau: float = 0.2
     clean: bool = False
+    by_confidence: bool = False
+    reuse: float = 0.0
+    above: float = 0.0
     paths: int = 1
     budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.routes < 1 or self.paths < 1:
             raise RamifyError(f"routes and paths must be at least 1, got {self.routes} and {self.paths}")
-        if self.tau < 0:
-            raise RamifyError(f"tau is {self.tau:g}; it is the scale of the noise, 0 at least")
+        for name, value in (("tau", self.tau), ("reuse", self.reuse), ("above", self.above)):
+            if value < 0:
+                raise RamifyError(f"{name} is {value:g}; give 0 at least")
 
     def policy(self, lm: CausalLM, request: Request) -> Policy:
-        return Ensemble(self, Routes(Routers(lm), self.routes, self.tau))
+        return Ensemble(self, Routes(Routers(lm), self.routes, self.tau, self.reuse))
 
 
 class Ensemble(Policy):
@@ -86,9 +97,11 @@ class Ensemble(Policy):
         return vote(pool.ended)
 
     def _refine(self, pool: Pool) -> None:
-        paths = list(pool.live)
+        options = self.options
+        paths = [path for path in pool.live if pool.entropy(path) >= options.above]
         if not paths:
             return
-        logits = merged(self.routes(pool, paths), clean=self.options.clean, by_confidence=False, top=pool.top)
+        read = self.routes(pool, paths)
+        logits = merged(read, clean=options.clean, by_confidence=options.by_confidence, top=pool.top)
         for path, row in zip(paths, logits, strict=True):
             pool.set_logits(path, row)
