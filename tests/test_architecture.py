@@ -10,7 +10,7 @@ RANKS = {
     "models": 0, "engine": 1, "constrain": 1, "methods": 2, "train": 3, "bench": 3, "report": 4, "cli": 5, "serve": 5,
 }  # fmt: skip
 # The small top-level modules: the interface stands above methods, errors and the documentation's tables on their own.
-TOP = {"errors": -1, "api": 3, "solving": 3, "docs": 5, "__init__": 5, "__main__": 6}
+TOP = {"errors": -1, "api": 3, "solving": 3, "unmasking": 3, "docs": 5, "__init__": 5, "__main__": 6}
 # A view that the layer below offers by name: imported only when it is asked for.
 LATE = {("bench.comparison", "report.html")}
 FILES = sorted(file for file in SOURCE.rglob("*.py"))

@@ -54,12 +54,11 @@ def generate(
     token ids, a chat (list of role/content dictionaries), or a list of these. ``method``: a name from
     ``ramify.methods()`` with its ``options``, or a method object; an object carries what it learned from call to call.
     ``max_new_tokens``: by default the model's generation config, else 128. ``seed``: row i of a batch uses seed + i,
-    and the same seed gives the same tokens under every
-    method that verifies by matching. ``stop``: texts that end the sequence, kept at its end as transformers keeps
-    them. ``answer``: finds the answer in a path's text, for methods that vote; by default the text is the answer.
-    ``settings``: any field of transformers' ``GenerationConfig`` (do_sample, temperature, top_p,
-    repetition_penalty, …), and ``logits_processor``, ``stopping_criteria``; those that select a mode of transformers
-    (num_beams, penalty_alpha, …) are options of the method of that mode.
+    and the same seed gives the same tokens under every method that verifies by matching. ``stop``: texts that end the
+    sequence, kept at its end as transformers keeps them. ``answer``: finds the answer in a path's text, for methods
+    that vote; by default the text is the answer. ``settings``: any field of transformers' ``GenerationConfig``
+    (do_sample, temperature, top_p, repetition_penalty, …), and ``logits_processor``, ``stopping_criteria``; those that
+    select a mode of transformers (num_beams, penalty_alpha, …) are options of the method of that mode.
 
     Returns one ``Result``, or a list of them for a list of prompts. Raises ``RamifyError`` for an unknown method or
     option, an empty prompt, and lengths beyond the context.

@@ -50,8 +50,10 @@ def describe(card: Card) -> tuple[str, list[dict[str, Any]]]:
     from ramify.methods.registry import find
 
     cls: Any = find(card.name)
-    text = " ".join((cls.__doc__ or "").split())
-    documented = dict(re.findall(r"``(\w+)``: (.*?)(?=\s*``\w+``: |$)", text))
+    documented: dict[str, str] = {}
+    for each in reversed(cls.__mro__):  # options that a family shares are documented on its base
+        text = " ".join((each.__doc__ or "").split())
+        documented |= dict(re.findall(r"``(\w+)``: (.*?)(?=\s*``\w+``: |$)", text))
     options = []
     for field in fields(cls):
         required = field.default is MISSING and field.default_factory is MISSING

@@ -31,7 +31,8 @@ class Look:
     """What a rule sees of A rows after a pass: n positions each, those of the current block first to last.
 
     ``positions``: int64 [A, n], on the canvas; rows with shorter blocks are padded at the end. ``inside``: bool [A, n],
-    no padding. ``open``: bool [A, n], still to be fixed. ``logits``: float32 [A, n, V], the mask token's −inf.
+    no padding. ``open``: bool [A, n], still to be fixed and read by this pass. ``logits``: float32 [A, n, V], the mask
+    token's −inf.
     ``beyond``: for rules that ask for it, positions and logits of the open ones behind the block, row by row.
     ``rows``: what is known of each row, its schedule and its request.
     """
@@ -220,6 +221,10 @@ def _look(session: CanvasSession, rows: Sequence[Filling], rule: Rule, feeding: 
     opened = torch.stack([row.canvas.open[place] for row, place in zip(rows, positions, strict=True)]) & inside
     if any(len(own) < row.end - row.begin for own, row in zip(wanted, rows, strict=True)):
         logits = _spread(logits, wanted, rows, inside.shape[1])
+        for place, (row, own) in enumerate(zip(rows, wanted, strict=True)):
+            read = torch.zeros_like(opened[place])
+            read[torch.tensor(own, dtype=torch.long) - row.begin] = True
+            opened[place] &= read
     device = logits.device
     logits = logits[:, : inside.shape[1]]
     return Look(rows, positions, inside.to(device), opened.to(device), logits, beyond), nodes

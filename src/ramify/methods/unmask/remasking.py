@@ -113,7 +113,7 @@ class Revising(Recording):
 )
 @dataclass(frozen=True)
 class RCR(MaskedMethod):
-    """After every step the schedule's number of tokens stands, the most confident of all so far; the others reopen."""
+    """Keep the schedule's number of tokens, the most confident of all so far, and reopen the others."""
 
     def rule(self, lm: MaskedLM, requests: Sequence[Request]) -> Running:
         return Running()
