@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from families import byte_lm
-from server import Server, status
+from server import Server, says, status
 
 import ramify
 from ramify.engine.events import Grown
 from ramify.engine.result import Result
+from ramify.methods.registry import create
 from ramify.models.remote import RemoteLM
+from ramify.report.pool import render
 from ramify.solving import framed
 
 QUESTION = "one and one is"
@@ -138,6 +140,96 @@ def test_a_method_that_needs_more_is_refused(server: Server, method: str, option
     given = options if method == "greedy" else {"paths": 6, **options}
     with pytest.raises(ramify.RamifyError, match=f"{method}, as it is set, needs more of the model than the text"):
         ramify.solve(remote(server), QUESTION, method, options=given)
+
+
+PASSAGES = ["Ada won.", "Bob lost."]
+SMALL: dict[str, dict[str, Any]] = {
+    "stoc-tot": {"depth": 1, "proposals": 2, "question_tokens": 20, "answer_tokens": 8},
+    "tree-of-thoughts": {"depth": 2, "keep": 2, "proposals": 2, "thought_tokens": 20, "answer_tokens": 8},
+}
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_a_method_with_prompts_of_its_own_here_and_on_a_server(server: Server, method: str) -> None:
+    here = ramify.solve(byte_lm(), "Who?", method, passages=PASSAGES, options=SMALL[method], seed=1)
+    again = ramify.solve(byte_lm(), "Who?", method, passages=PASSAGES, options=SMALL[method], seed=1)
+    there = ramify.solve(remote(server), "Who?", method, passages=PASSAGES, options=SMALL[method], seed=1)
+    assert (here.answer, here.votes, here.text) == (again.answer, again.votes, again.text)
+    asked = [request for request in server.requests if "Question: Who?" in str(request.get("prompt"))]
+    assert any("Ada won." in request["prompt"] for request in asked)
+    assert {request["temperature"] for request in asked} <= {0.0, 0.7, 1.0}
+    for result in (here, there):
+        assert result.paths[0].complete
+        assert result.text == result.paths[0].text
+        assert set(result.votes) <= {path.answer for path in result.paths}
+        assert f"Answer: {result.paths[0].answer}" in result.text or result.answer is None
+        assert render(result, "Who?", method=create(method), model="tiny")
+    grown = sum(len(event.tokens) for event in there.events if isinstance(event, Grown))
+    assert there.cost.generated_tokens == grown > 0
+    assert there.cost.prompt_tokens + grown <= server.tokens
+    assert here.cost.forward_calls > here.cost.generated_tokens / 3
+
+
+def test_what_a_method_with_prompts_of_its_own_reads_as_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(self: Any, prompt: str, most: int, *, samples: int = 1, **others: Any) -> list[str]:
+        return ["The answer is 6/12." if prompt.endswith("Answer:") else "DONE"] * samples
+
+    monkeypatch.setattr("ramify.engine.writer.LocalWriter.write", reply)
+    options = {"stoc-tot": {"constraint": "none"}, "tree-of-thoughts": {}}
+    found = {name: ramify.solve(byte_lm(), "Who?", name, options=given).answer for name, given in options.items()}
+    assert found == {"stoc-tot": "The answer is 6/12", "tree-of-thoughts": "1/2"}
+    for name, given in options.items():
+        result = ramify.solve(byte_lm(), "Who?", name, options=given, answer=lambda _: None)
+        assert result.answer is None
+        assert result.votes == {}
+        assert "no answer could be parsed" in result.notes[0]
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_a_length_and_settings_hold_for_every_call(server: Server, method: str) -> None:
+    lm = remote(server)
+    ramify.solve(lm, "Who?", method, options=SMALL[method], max_new_tokens=5, temperature=0.4, top_p=0.9, stop="Q")
+    asked = [request for request in server.requests if "Question" in str(request.get("prompt"))]
+    assert max(request["max_tokens"] for request in asked) == 5
+    assert {request["temperature"] for request in asked} <= {0.0, 0.4, 1.0}
+    assert all(request["stop"] == ["Q"] and request["top_p"] == 0.9 for request in asked)
+    with pytest.raises(ramify.RamifyError, match="setting of a server: 'top_k'"):
+        ramify.solve(lm, "Who?", method, top_k=3)
+    with pytest.raises(ramify.RamifyError, match="max_new_tokens is 0"):
+        ramify.solve(byte_lm(), "Who?", method, max_new_tokens=0)
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_a_server_that_cannot_be_reached_or_talks_nonsense(server: Server, method: str) -> None:
+    with pytest.raises(ramify.RemoteError) as gone:
+        ramify.solve(RemoteLM("tiny", "http://127.0.0.1:9/v1", retries=0), "Who?", method, options=SMALL[method])
+    assert gone.value.replies == []
+    lm = remote(server, retries=0, chat=False)
+    assert lm.offers.text.log_probs
+    server.faults.extend([None, None, says("<html>")])
+    with pytest.raises(ramify.RemoteError, match="no JSON") as error:
+        ramify.solve(lm, "Who?", method, passages=PASSAGES, options=SMALL[method])
+    assert len(error.value.replies) >= 2  # all that had arrived, and what was under way
+
+
+def test_other_methods_read_the_passages_before_the_question() -> None:
+    result = ramify.solve(byte_lm(), "Who?", options={"paths": 2}, passages=PASSAGES, max_new_tokens=4, template=TEXT)
+    assert byte_lm().tokenizer.decode(result.prompt) == "Ada won.\n\nBob lost.\n\nWho?"
+
+
+def test_contradictory_calls(server: Server) -> None:
+    chat = [{"role": "user", "content": "Who?"}]
+    for method in SMALL:
+        with pytest.raises(ramify.RamifyError, match=f"{method} puts prompts of its own"):
+            ramify.solve(byte_lm(), "Who?", method, template=TEXT)
+        with pytest.raises(ramify.RamifyError, match="give the question as a text"):
+            ramify.solve(byte_lm(), chat, method)
+        with pytest.raises(ramify.RamifyError, match="the question is empty"):
+            ramify.solve(byte_lm(), " ", method)
+    with pytest.raises(ramify.RamifyError, match="passages go with a question that is a text"):
+        ramify.solve(byte_lm(), chat, passages=PASSAGES)
+    with pytest.raises(ramify.RamifyError, match="a server takes no masks; use constraint='prompt'"):
+        ramify.solve(remote(server), "Who?", "stoc-tot", options={"constraint": "span"})
 
 
 def test_bad_calls(server: Server) -> None:

@@ -39,6 +39,21 @@ def test_json_tells_every_path() -> None:
     assert told["cost"]["generated_tokens"] == sum(path["tokens"] for path in told["paths"])
 
 
+@pytest.mark.parametrize("method", ["stoc-tot", "tree-of-thoughts"])
+def test_trees_over_passages(tmp_path: Path, method: str) -> None:
+    page, file = tmp_path / "paths.html", tmp_path / "hotpot.json"
+    entry = {"question": "Who won?", "context": [["Ada", ["Ada won.", " She was first."]], ["Bob", ["Bob lost."]]]}
+    file.write_text(json.dumps(entry))
+    small = ("-o", "proposals=2", "-o", "depth=1", "--max-new-tokens", "8")
+    done = ramify("solve", "--passages", str(file), "--method", method, *small, "--html", str(page), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["question"] == "Who won?"
+    assert told["cost"]["prompt_tokens"] > 100
+    assert all(path["answer"] in told["votes"] for path in told["paths"] if path["score"] > 0 and path["answer"])
+    assert "Who won?" in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -48,6 +63,7 @@ def test_json_tells_every_path() -> None:
         (["solve", QUESTION, "--method", "self-consistancy"], "self-consistency"),
         (["solve", QUESTION, "--html", "/nowhere/page.html"], "cannot write to /nowhere/page.html"),
         (["solve", QUESTION, "--server", "localhost:1"], "base_url is 'localhost:1'"),
+        (["solve", QUESTION, "--passages", "/nowhere.txt"], "cannot read passages from /nowhere.txt"),
     ],
 )
 def test_bad_input(arguments: list[str], said: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from ramify.engine.writer import Call, LocalWriter, ServerWriter, TextWriter
 from ramify.errors import RamifyError
 from ramify.methods.search import stoc_tot_prompts as prompts
 from ramify.methods.search.grounding import (
@@ -29,8 +30,9 @@ from ramify.methods.search.grounding import (
     token_f1,
 )  # fmt: skip
 from ramify.methods.search.stoc_tot import StocTot
-from ramify.methods.search.stoc_tot_roles import LocalRoles, Roles, Spent, TextRoles, remote_roles
+from ramify.methods.search.stoc_tot_roles import PromptedRoles, Roles
 from ramify.methods.search.stoc_tot_tree import Node, Solution, Step
+from ramify.models.endpoint import RemoteError
 
 PASSAGES = [
     "Ada Lovelace was born in London in 1815. Her father was Byron.",
@@ -46,17 +48,17 @@ class Table(Roles):
     children: dict[str, list[str]]
     validity: dict[str, float] = field(default_factory=dict)
     answers: dict[str, str] = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)
+    asked: list[Call] = field(default_factory=list)
 
     def propose(self, question: str, path: Sequence[Step], passages: Sequence[str], count: int) -> list[str]:
-        self.spent.read += 10
+        self.asked.append(Call(0, 10, 1, (), (), 0.0))
         return self.children.get(path[-1].question if path else "", [])
 
     def evidence(self, question: str, passages: Sequence[str]) -> list[str]:
         return [f"about {question}"]
 
     def answer(self, question: str, evidence: Sequence[str]) -> str:
-        self.spent.written += 2
+        self.asked.append(Call(0, 0, 0, (), (1, 1), 0.0))
         return self.answers.get(question, f"re {question}")
 
     def valid(self, question: str, path: Sequence[Step]) -> float:
@@ -64,6 +66,10 @@ class Table(Roles):
 
     def final(self, question: str, path: Sequence[Step]) -> str:
         return self.answers[path[-1].question]
+
+    def drain(self) -> list[Call]:
+        asked, self.asked = self.asked, []
+        return asked
 
 
 def worked() -> Table:
@@ -285,6 +291,9 @@ def test_what_is_shown(capsys):
         ({"proposals": 0}, "proposals must be at least 1"),
         ({"depth": 0}, "depth must be at least 1"),
         ({"nodes": 0}, "nodes must be at least 1"),
+        ({"answer_tokens": 0}, "answer_tokens must be at least 1"),
+        ({"constraint": "tree"}, "unknown constraint 'tree'; did you mean 'trie'"),
+        ({"judge": "words"}, "unknown judge"),
         ({"floor": 0.0}, "floor is 0"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"mode": "sample", "normalise": "none"}, "use normalise='siblings'"),
@@ -378,7 +387,7 @@ def test_roles_over_text():
         return scripted(prompt)
 
     for paraphrase in ("overlap", "model"):
-        solution = StocTot(paraphrase=paraphrase, depth=3).solve(TextRoles(ask), QUESTION, PASSAGES)
+        solution = StocTot(paraphrase=paraphrase, depth=3).solve(PromptedRoles(TextWriter(ask)), QUESTION, PASSAGES)
         assert solution.answer == "Greece"
         first = solution.root.children[0]
         assert first.step == Step("Who was the father of Ada?", ("Her father was Byron.",), "Byron")
@@ -389,42 +398,102 @@ def test_roles_over_text():
     assert answers
     assert any("Who, was, the, father, of, Ada, Her, Byron" in prompt for prompt in answers)
     asked.clear()
-    StocTot().solve(TextRoles(ask, banked=False), QUESTION, PASSAGES)
+    StocTot().solve(PromptedRoles(TextWriter(ask), "none"), QUESTION, PASSAGES)
     assert not any("Use only these words" in prompt for prompt in asked)
 
 
-def test_proposals_may_be_drawn_elsewhere_and_tokens_counted_otherwise():
+def test_proposals_are_drawn_and_all_else_is_not():
     drawn: list[str] = []
 
     def draw(prompt: str) -> str:
         drawn.append(prompt)
         return "DONE"
 
-    roles = TextRoles(lambda _: "Ada", draw, count=len)
+    roles = PromptedRoles(TextWriter(lambda _: "Ada Byron", draw))
     solution = StocTot().solve(roles, "Who?", PASSAGES)
     assert len(drawn) == 1
-    assert solution.answer == "Ada"
-    assert solution.tokens == len("DONE") + 2 * len("Ada")
+    assert solution.answer == "Ada Byron"
+    assert solution.tokens == 1 + 2 * 2
     assert roles.evidence("Greece?", []) == []
 
 
-def test_roles_over_a_server():
-    """A real HTTP server over a model of random weights; the bill is the server's own."""
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A real HTTP server over a model of random weights."""
     pytest.importorskip("openai")
     from server import Server
 
+    with Server(byte_lm()) as running:
+        yield running
+
+
+def remote(server: Any, **settings: Any) -> Any:
     from ramify.models.remote import RemoteLM
 
-    with Server(byte_lm()) as server:
-        remote = RemoteLM("tiny", server.url, chat=False)
-        roles = remote_roles(remote, max_new_tokens=12, seed=3)
-        solution = StocTot(depth=1, proposals=2).solve(roles, "Who won?", ["Ada won."])
-        sent = [request for request in server.requests if "Question" in str(request.get("prompt"))]
+    return RemoteLM("tiny", server.url, chat=False, **settings)
+
+
+def test_roles_over_a_server(server: Any):
+    """The bill is the server's own; proposals are drawn, all else is greedy."""
+    lm = remote(server)
+    roles = PromptedRoles(ServerWriter(lm, seed=3, most=12), judge="number")
+    solution = StocTot(depth=1, proposals=2).solve(roles, "Who won?", ["Ada won."])
+    sent = [request for request in server.requests if "Question" in str(request.get("prompt"))]
     assert sum(leaf.probability for leaf in solution.leaves) == pytest.approx(1.0)
     assert len(sent) == solution.calls.total()
     assert [request["temperature"] for request in sent][:2] == [0.7, 0.0]
+    assert any("Use only these words: Who, won, Ada." in request["prompt"] for request in sent)
     assert solution.tokens <= 12 * len(sent)
-    assert solution.prompt_tokens + solution.tokens <= remote.spent
+    assert solution.prompt_tokens + solution.tokens <= lm.spent
+
+
+def test_validity_on_a_server_is_a_number_where_it_tells_no_probabilities(server: Any):
+    step = Step("Who?", (), "Ada")
+    assert 0 <= PromptedRoles(ServerWriter(remote(server))).valid("Why?", [step]) <= 1
+    ends = [request["prompt"][-12:] for request in server.requests[-2:]]
+    assert ends == [" no.\nAnswer:", "\nLikelihood:"]  # a byte says neither yes nor no
+    server.log_probs = False
+    before = len(server.requests)
+    PromptedRoles(ServerWriter(remote(server))).valid("Why?", [step])
+    assert not any("yes or no" in str(request.get("prompt")) for request in server.requests[before:])
+    with pytest.raises(RamifyError, match="no probabilities of yes and no; use judge='number'"):
+        PromptedRoles(ServerWriter(remote(server)), judge="logits").valid("Why?", [step])
+
+
+def test_a_server_takes_no_masks(server: Any):
+    for constraint in ("trie", "bag", "span"):
+        with pytest.raises(RamifyError, match="a server takes no masks; use constraint='prompt'"):
+            PromptedRoles(ServerWriter(remote(server)), constraint)
+
+
+def test_what_was_answered_before_a_server_failed_decides():
+    def failing(after: int) -> TextWriter:
+        asked = iter(range(after))
+
+        def ask(prompt: str) -> str:
+            if next(asked, None) is None:
+                raise RemoteError("no server any more.")
+            return scripted(prompt)
+
+        return TextWriter(ask)
+
+    whole = StocTot().solve(PromptedRoles(TextWriter(scripted)), QUESTION, PASSAGES)
+    calls = whole.calls.total()
+    seen = set()
+    for after in range(calls):
+        try:
+            solution = StocTot().solve(PromptedRoles(failing(after)), QUESTION, PASSAGES)
+        except RemoteError:
+            seen.add("nothing")
+            continue
+        seen.add("something")
+        assert solution.failure.startswith("no server any more; the answer is that of the ")
+        assert sum(leaf.probability for leaf in solution.leaves) == pytest.approx(1.0)
+        assert "server" in {leaf.end for leaf in solution.leaves}
+        assert solution.answer in ("Greece", "London")
+        assert len([call for node in solution.nodes for call in node.calls]) == after  # none is lost from the bill
+    assert seen == {"nothing", "something"}
+    assert StocTot().solve(PromptedRoles(failing(calls)), QUESTION, PASSAGES).failure == ""
 
 
 # ---- over a model ----
@@ -432,7 +501,7 @@ def test_roles_over_a_server():
 
 @pytest.mark.parametrize("constraint", ["trie", "bag", "span", "prompt", "none"])
 def test_roles_over_a_model_of_random_weights(constraint: str):
-    roles = LocalRoles(byte_lm(), constraint, answer_tokens=12, question_tokens=12)
+    roles = PromptedRoles(LocalWriter(byte_lm()), constraint, answer_tokens=12, question_tokens=12)
     step = Step("Who was it?", ("Byron died in Greece.",), "Byron")
     said = [roles.answer("Where did he die?", step.evidence), roles.final("Is it so?", [step])]
     offered = bank("Where did he die?", step.evidence), bank("Is it so?", step.evidence)
@@ -447,14 +516,14 @@ def test_roles_over_a_model_of_random_weights(constraint: str):
     assert roles.same("Who?", "Where?") in (True, False)
     assert len(roles.propose("Who?", [], PASSAGES[:1], 2)) <= 2
     assert set(roles.evidence("When did Byron die?", PASSAGES[1:])) <= set(sentences(PASSAGES))
-    assert roles.spent.read > 100
+    assert sum(call.read for call in roles.drain()) > 100
 
 
 def test_validity_is_the_share_of_yes():
     """p(yes) / (p(yes) + p(no)), by scoring the words one by one."""
     from ramify.constrain import score_answers
 
-    roles = LocalRoles(byte_lm())
+    roles = PromptedRoles(LocalWriter(byte_lm()))
     step = Step("Who?", (), "Ada")
     ids = byte_lm().encode([{"role": "user", "content": prompts.valid("Why?", [step], number=False)}])
     masses = [
@@ -465,32 +534,32 @@ def test_validity_is_the_share_of_yes():
 
 
 def test_what_the_mask_left_is_traced():
-    roles = LocalRoles(byte_lm(), traced=True, answer_tokens=16)
-    said = roles.answer("Who?", ["Byron died."])
-    assert said
-    [trace] = roles.traces
+    writer = LocalWriter(byte_lm(), traced=True)
+    assert PromptedRoles(writer, answer_tokens=16).answer("Who?", ["Byron died."])
+    [trace] = writer.traces
     assert all(0 < mass <= 1 + 1e-6 for mass in trace.masses)
     assert trace.log_prob < sum(map(math.log, trace.masses)) + 1e-6
 
 
 def test_a_whole_tree_over_a_model():
-    roles = LocalRoles(byte_lm(), answer_tokens=8, question_tokens=24, temperature=1.0)
-    solution = StocTot(depth=1, proposals=2).solve(roles, "Who?", ["Ada won."])
+    def solved() -> Solution:
+        roles = PromptedRoles(LocalWriter(byte_lm()), answer_tokens=8, question_tokens=24)
+        return StocTot(depth=1, proposals=2).solve(roles, "Who?", ["Ada won."])
+
+    solution = solved()
     assert sum(leaf.probability for leaf in solution.leaves) == pytest.approx(1.0)
-    again = LocalRoles(byte_lm(), answer_tokens=8, question_tokens=24, temperature=1.0)
-    assert str(StocTot(depth=1, proposals=2).solve(again, "Who?", ["Ada won."])) == str(solution)
-    assert (solution.prompt_tokens, solution.tokens) == (roles.spent.read, roles.spent.written)
+    assert str(solved()) == str(solution)
 
 
 def test_bad_roles():
     with pytest.raises(RamifyError, match="unknown constraint 'tree'; did you mean 'trie'"):
-        LocalRoles(byte_lm(), "tree")
-    with pytest.raises(RamifyError, match="answer_tokens"):
-        LocalRoles(byte_lm(), answer_tokens=0)
+        PromptedRoles(LocalWriter(byte_lm()), "tree")
+    with pytest.raises(RamifyError, match="unknown judge"):
+        PromptedRoles(LocalWriter(byte_lm()), judge="words")
     with pytest.raises(RamifyError, match="without a tokenizer"):
-        LocalRoles(lm("llama"))
+        LocalWriter(lm("llama"))
     with pytest.raises(RamifyError, match="vocabulary bank is empty"):
-        LocalRoles(byte_lm()).answer("…?", [])
+        PromptedRoles(LocalWriter(byte_lm())).answer("…?", [])
 
 
 def test_nodes_are_told_apart_by_identity():

@@ -23,7 +23,10 @@ SHOWN = 12  # paths in the table
 
 
 def solve(
-    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")] = "-",
+    question: Annotated[
+        str | None,
+        typer.Argument(help="The question; - reads it from standard input. By default that of --passages, else -."),
+    ] = None,
     model: shell.Model = "demo-reasoner",
     method: Annotated[str, typer.Option(help="A method that searches; see 'ramify methods'.")] = "self-consistency",
     option: shell.Options = None,
@@ -37,6 +40,12 @@ def solve(
         str | None,
         typer.Option(help="The text to continue, with {question} in it; by default the model's chat template."),
     ] = None,
+    passages: Annotated[
+        Path | None,
+        typer.Option(
+            help="What to answer from: texts with empty lines between them, or JSON with passages and question."
+        ),
+    ] = None,
     server: Annotated[
         str | None, typer.Option(help="An OpenAI-compatible server, as http://localhost:8000/v1, that has the model.")
     ] = None,
@@ -48,9 +57,7 @@ def solve(
     json: shell.Json = False,
 ) -> None:
     """Answer a question along several paths; the answer goes to standard output, the vote to standard error."""
-    text = (sys.stdin.read() if question == "-" else question).strip()
-    if not text:
-        raise RamifyError("the question is empty; give at least one character")
+    text, texts = asked(question, passages)
     shell.writable(html)
     with shell.waiting("loading torch …"):
         chosen = build(method, option or [])
@@ -63,8 +70,8 @@ def solve(
     settings = shell.given(top_p=top_p, top_k=top_k)
     with shell.waiting("thinking …"):
         result = ramify.solve(
-            lm, text, chosen, max_new_tokens=max_new_tokens, temperature=temperature, template=template, seed=seed,
-            **settings,
+            lm, text, chosen, passages=texts, max_new_tokens=max_new_tokens, temperature=temperature,
+            template=template, seed=seed, **settings,
         )  # fmt: skip
     if html:
         from ramify.report.pool import write
@@ -80,6 +87,23 @@ def solve(
         shell.note(f"the paths are drawn in {html}")
 
 
+def asked(question: str | None, passages: Path | None) -> tuple[str, list[str]]:
+    """The question and the passages that were given, wherever they are."""
+    written: str | None = None
+    texts: list[str] = []
+    if passages is not None:
+        from ramify.bench.tasks.passages import read_passages
+
+        written, texts = read_passages(passages)
+    if written is not None and question is not None:
+        raise RamifyError(f"the question is given twice, here and in {passages}; leave out one of them")
+    question = written or question or "-"
+    text = (sys.stdin.read() if question == "-" else question).strip()
+    if not text:
+        raise RamifyError("the question is empty; give at least one character")
+    return text, texts
+
+
 def show(result: Result) -> None:
     """The vote, the best paths and the bill, on standard error."""
     from rich.table import Table
@@ -92,23 +116,25 @@ def show(result: Result) -> None:
             f"{answer}: {100 * weight / total:.0f} %" for answer, weight in list(result.votes.items())[:6]
         )
         shell.note(f"votes: {votes}")
-    table = Table("path", "from", "tokens", "end", "confidence", "answer", box=None, header_style="dim")
+    scored = any(path.score for path in result.paths)
+    columns = ("path", "from", "tokens", "end", "score" if scored else "confidence", "answer")
+    table = Table(*columns, box=None, header_style="dim")
     for path in result.paths[:SHOWN]:
-        table.add_row(*_row(path))
+        table.add_row(*_row(path, scored))
     shell.err.print(table)
     if len(result.paths) > SHOWN:
         shell.note(f"and {len(result.paths) - SHOWN} more paths")
     cost = result.cost
     shell.note(
         f"{cost.generated_tokens} tokens drawn in {cost.forward_calls} passes over {cost.row_steps} rows, "
-        f"{cost.prompt_tokens} of the prompt read once, {cost.wall_seconds:.2f} s"
+        f"{cost.prompt_tokens} of prompts read, {cost.wall_seconds:.2f} s"
     )
 
 
-def _row(path: Continuation) -> list[str]:
+def _row(path: Continuation, scored: bool) -> list[str]:
     origin = "prompt" if path.parent is None else f"{path.parent} at {path.start}"
-    confidence = f"{path.confidence:.2f}" if path.confidences else ""
-    return [str(path.number), origin, str(len(path)), path.finish or "", confidence, path.answer or ""]
+    figure = f"{path.score:.3g}" if scored else f"{path.confidence:.2f}" if path.confidences else ""
+    return [str(path.number), origin, str(len(path)), path.finish or "", figure, path.answer or ""]
 
 
 def report(result: Result) -> dict[str, Any]:
@@ -117,7 +143,7 @@ def report(result: Result) -> dict[str, Any]:
         {
             "number": path.number, "parent": path.parent, "start": path.start, "tokens": len(path),
             "finish": path.finish, "answer": path.answer, "confidence": path.confidence if path.confidences else None,
-            "mean_log_prob": path.mean_log_prob if path.log_probs else None, "text": path.text,
+            "mean_log_prob": path.mean_log_prob if path.log_probs else None, "score": path.score, "text": path.text,
         }
         for path in result.paths
     ]  # fmt: skip

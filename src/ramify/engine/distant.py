@@ -45,9 +45,9 @@ def search_distant(
     yield from pool.drain()
     top = 0
     if log_probs:
-        interface = _interface(lm, prompt)
-        top = min(TOP, interface.top_log_probs)
-        if interface.tempered:
+        found = interface(lm, prompt)
+        top = min(TOP, found.top_log_probs)
+        if found.tempered:
             yield Noted("the server's log-probabilities are those at the temperature, not the model's own")
     read = False
     try:
@@ -93,7 +93,7 @@ def _receive(pool: Roster, path: Path, reply: Reply, answer: Parser, seconds: fl
     path.answer = answer(path.text) if path.complete else None
 
 
-def _interface(lm: RemoteLM, prompt: str | Chat) -> Interface:
+def interface(lm: RemoteLM, prompt: str | Chat) -> Interface:
     """The interface that ``prompt`` goes by."""
     offers = lm.offers
     by_text = isinstance(prompt, str) and lm.chat is not True and not offers.text.refusal

@@ -21,7 +21,7 @@ from ramify.bench.recipes import Outcome, Table
 from ramify.constrain.bag import Bag
 from ramify.constrain.vocabulary import Vocabulary
 from ramify.methods.search.stoc_tot import StocTot
-from ramify.methods.search.stoc_tot_roles import Roles, Spent
+from ramify.methods.search.stoc_tot_roles import Roles
 from ramify.methods.search.stoc_tot_tree import RULES, Step
 
 WRONG = 12  # wrong final answers
@@ -54,7 +54,6 @@ class TableRoles(Roles):
     signal: float = 1.0
     repeat: float = 0.0
     early: float = 0.0
-    spent: Spent = field(default_factory=Spent)
     truth: dict[str, bool] = field(default_factory=dict)
     known: dict[tuple[str, str], Any] = field(default_factory=dict)
 

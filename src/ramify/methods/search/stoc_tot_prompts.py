@@ -17,7 +17,7 @@ _ANSWER = re.compile(r"(?i)^(?:final )?answer\s*:\s*")
 def propose(question: str, path: Sequence[Step], passages: Sequence[str], count: int) -> str:
     """EXPAND: what might be asked next."""
     return (
-        f"{_passages(passages)}Question: {question}\n{_known(path)}"
+        f"{listed_passages(passages)}Question: {question}\n{_known(path)}"
         f"List up to {count} different questions that could be asked next, each about a single fact and each on a line "
         "of its own. If the facts known so far are enough to answer the question, write DONE.\nNext questions:\n"
     )
@@ -32,7 +32,7 @@ def evidence(question: str, sentences: Sequence[str]) -> str:
 def answer(question: str, evidence: Sequence[str], bank: Sequence[str] = ()) -> str:
     """ANSWER: from the evidence; ``bank``: the words to keep to, where they are not enforced."""
     return (
-        f"{_passages(evidence)}Question: {question}\nAnswer in a few words copied from the sentences."
+        f"{listed_passages(evidence)}Question: {question}\nAnswer in a few words copied from the sentences."
         f"{_bank(bank)}\nAnswer:"
     )
 
@@ -50,7 +50,7 @@ def valid(question: str, path: Sequence[Step], number: bool) -> str:
 def final(question: str, path: Sequence[Step], evidence: Sequence[str], bank: Sequence[str] = ()) -> str:
     """FINAL: the answer to the question from a whole line."""
     return (
-        f"{_passages(evidence)}{_known(path)}Question: {question}\nAnswer in a few words, from what is known."
+        f"{listed_passages(evidence)}{_known(path)}Question: {question}\nAnswer in a few words, from what is known."
         f"{_bank(bank)}\nAnswer:"
     )
 
@@ -98,7 +98,8 @@ def read_yes(reply: str) -> bool:
     return read_answer(reply).lower().lstrip("\"'*").startswith("yes")
 
 
-def _passages(passages: Sequence[str]) -> str:
+def listed_passages(passages: Sequence[str]) -> str:
+    """``passages``, a line each, and an empty line behind them."""
     return "".join(f"{passage}\n" for passage in passages) + "\n" if passages else ""
 
 

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ramify.engine.writer import Call
 from ramify.errors import unknown
 from ramify.methods.search.grounding import bank, covers, normalise
 
 RULES = ("sum", "best", "vote", "first")
+LIMITS = ("depth limit", "cap on nodes")  # ends that are no end of the model's own
+FAILED = "server"  # the end of a line that a server left unfinished
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Node:
 
     ``validity``: v of the step. ``edge``: e, its share among its siblings. ``probability``: P of the line.
     ``children``: what was asked next. ``end``: why it is a leaf, None while it is none. ``answer``: the final answer
-    at a leaf, None where there is none. ``walks``: sampled walks that ended here.
+    at a leaf, None where there is none. ``walks``: sampled walks that ended here. ``calls``: what the model was asked
+    for this node.
     """
 
     step: Step | None = None
@@ -39,6 +43,24 @@ class Node:
     end: str | None = None
     answer: str | None = None
     walks: int = 0
+    calls: list[Call] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The step in words, and at a leaf its final answer."""
+        asked = "" if self.step is None else f"{self.step.question} {self.step.answer or 'unknown'}"
+        return f"{asked}\nAnswer: {self.answer}".strip() if self.answer is not None else asked
+
+    @property
+    def weight(self) -> float:
+        return self.probability
+
+    @property
+    def finish(self) -> str:
+        """How the line ended, as paths say it; "not drawn" where no walk came by."""
+        if self.end is None or self.end == FAILED:
+            return self.end or "not drawn"
+        return "length" if self.end in LIMITS else "stop"
 
     @property
     def path(self) -> tuple[Step, ...]:
@@ -67,8 +89,7 @@ class Solution:
     """What a tree came to.
 
     ``root``: the tree. ``rule``: how leaves were put together. ``walks``: walks drawn, 0 where all was enumerated.
-    ``calls``: how often each role was asked. ``prompt_tokens``, ``tokens``: read and written by the roles, as they
-    count them.
+    ``calls``: how often each role was asked. ``failure``: why the tree is unfinished, "" where it is whole.
     """
 
     question: str
@@ -76,8 +97,17 @@ class Solution:
     rule: str
     walks: int
     calls: Counter[str]
-    prompt_tokens: int
-    tokens: int
+    failure: str = ""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens read by all roles."""
+        return sum(call.read for node in self.nodes for call in node.calls)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written by all roles."""
+        return sum(len(call.tokens) for node in self.nodes for call in node.calls)
 
     @property
     def nodes(self) -> list[Node]:
@@ -121,8 +151,12 @@ class Solution:
     def decide(self, rule: str) -> str | None:
         """The answer that scores best by ``rule``, as its likeliest leaf spells it."""
         winner = next(iter(self.scored(rule)), None)
-        leaves = [leaf for leaf in self.leaves if leaf.answer is not None and _same(leaf.answer) == winner]
-        return max(leaves, key=lambda leaf: leaf.probability).answer if leaves else None
+        return None if winner is None else self.spelled(winner)
+
+    def spelled(self, answer: str) -> str:
+        """``answer`` as the likeliest of its leaves spells it."""
+        leaves = [leaf for leaf in self.leaves if leaf.answer is not None and _same(leaf.answer) == _same(answer)]
+        return max(leaves, key=lambda leaf: leaf.probability).answer or answer
 
     def recall(self, gold: str) -> float:
         """Share of the leaves' probability whose vocabulary bank holds every word of ``gold``.
