@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -87,9 +88,17 @@ def _train(name: str, job: Job, lm: CausalLM) -> Iterator[Progress]:
             return head.loss(lm, windows(step).to(lm.device))
 
     if job.dry:
-        yield from _estimate(head, loss_at, config)
+        yield from estimate(head, loss_at, config)
         return
-    _same_run(job, name, head, lm)
+    described = {
+        "method": name,
+        "sizes": asdict(head.sizes),
+        "fit": asdict(head.fit),
+        "data": str(job.data),
+        "seed": job.seed,
+        "model": lm.name,
+    }
+    same_run(job.out, described)
     evaluate = functools.partial(_measure, head, lm, _cut(held_out, separator(lm), context).to(lm.device))
     last = None
     for last in train(head, loss_at, config, job.out, evaluate):
@@ -115,26 +124,18 @@ def _measure(head: Head, lm: CausalLM, tokens: Tensor) -> dict[str, float]:
         return {name: round(value, 4) for name, value in head.measure(lm, tokens).items()}
 
 
-def _same_run(job: Job, name: str, head: Head, lm: CausalLM) -> None:
-    """Refuse to resume a run that trained something else."""
-    described = {
-        "method": name,
-        "sizes": asdict(head.sizes),
-        "fit": asdict(head.fit),
-        "data": str(job.data),
-        "seed": job.seed,
-        "model": lm.name,
-    }
-    file = job.out / "run.json"
+def same_run(out: Path, described: dict[str, Any]) -> None:
+    """Note in ``out`` what is trained there; raises ``RamifyError`` where that is something else."""
+    file = out / "run.json"
     if file.exists() and json.loads(file.read_text()) != described:
         raise RamifyError(
-            f"{job.out} holds another run ({file.name} tells which); choose another --out, or remove that folder"
+            f"{out} holds another run ({file.name} tells which); choose another --out, or remove that folder"
         )
-    job.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _estimate(head: Head, loss_at: Callable[[int], Tensor], config: TrainConfig) -> Iterator[Progress]:
+def estimate(model: nn.Module, loss_at: Callable[[int], Tensor], config: TrainConfig) -> Iterator[Progress]:
     """Some steps that are thrown away: how long a run would take, and how much memory."""
     process = psutil.Process()
     seconds, resident = [], 0
@@ -145,7 +146,7 @@ def _estimate(head: Head, loss_at: Callable[[int], Tensor], config: TrainConfig)
         resident = max(resident, process.memory_info().rss)
     on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     found = {
-        "parameters": float(sum(p.numel() for p in head.parameters() if p.requires_grad)),
+        "parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
         "seconds a step": min(seconds),
         "minutes": min(seconds) * config.steps / 60,
         "memory (GB)": (on_gpu or resident) / 1e9,
