@@ -8,13 +8,14 @@ import pytest
 from families import byte_lm
 
 import ramify
-from ramify.bench.recipes.search import Scored, Study, curve, row, rules
+from ramify.bench.recipes.search import LIVE, curve, row, rules
 from ramify.bench.recorded import replay
-from ramify.bench.tasks import Task
+from ramify.bench.study import Scored
 from ramify.engine.path import Path
 from ramify.engine.request import Request
 from ramify.engine.result import Result
 from ramify.methods.base import SearchMethod
+from ramify.methods.options import build_specs
 from ramify.methods.search.deepconf import DeepConf
 from ramify.methods.search.self_consistency import SelfConsistency
 
@@ -62,19 +63,15 @@ def test_a_policy_that_wants_more_paths_than_there_are() -> None:
 
 def test_rows_and_curves() -> None:
     base, other = Scored([0.0, 1.0], [10, 30], [1, 1]), Scored([1.0, 1.0], [5, 15], [1, 1])
-    line = row("m, 2 paths", other, base)
+    line = row("m, 2 paths", other, base, [Scored([0.0, 0.0], [5, 5], [1, 1]), base])
     assert line["tokens"] == 10
     assert line["of SC's tokens"] == "0.50"
     assert line["difference"].startswith("+50.0 ±")
+    assert line["at equal tokens"].startswith("+83.3 ±")  # a third of the way from none to half of them
+    assert row("m, 2 paths", other, base, [base])["at equal tokens"] == ""
     found = curve([("m, 2 paths", other), ("m, 4 paths", base), ("greedy", base)])
     assert found == {"m": [(10, 1.0), (20, 0.5)], "greedy": [(20, 0.5)]}
 
 
-def test_a_study_scores_records_and_live_methods() -> None:
-    tasks = [Task("1", "2+2?", "2+2?", "4"), Task("2", "1+1?", "1+1?", "2")]
-    study = Study(byte_lm(), tasks, 1.0, 8)
-    records = study.record(2, 2, 0)
-    assert [[len(pool) for pool in pools] for pools in records] == [[2, 2], [2, 2]]
-    scored = dict(study.replayed(records, 2, 3))
-    assert scored["self-consistency, 2 paths"].tokens == [16, 16]
-    assert study.live("best-of-n:paths=3", 1, 0).tokens == [24, 24]
+def test_the_methods_that_run_by_themselves_can_be_built() -> None:
+    assert len(build_specs(",".join(LIVE))) == len(LIVE) == 8

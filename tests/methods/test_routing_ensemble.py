@@ -120,11 +120,39 @@ def test_a_policy_counts_what_it_changed() -> None:
     assert policy.routes.changed > 0.3
 
 
+def test_only_unsure_tokens_are_read_again() -> None:
+    plain = run("sample", new=20, do_sample=True)
+    assert run(RoutingEnsemble(tau=3.0, above=99.0), new=20, do_sample=True).tokens == plain.tokens
+    entropies = sorted(run(RoutingEnsemble(tau=3.0), new=20, do_sample=True).paths[0].entropies)
+    found = run(RoutingEnsemble(tau=3.0, above=entropies[12]), new=20, do_sample=True)
+    refined = [event for event in found.events if isinstance(event, Refined)]
+    [path] = found.paths
+    assert 0 < len(refined) == sum(entropy >= entropies[12] for entropy in path.entropies) < 20
+
+
+def test_hypers_refinement_by_itself() -> None:
+    """Weighed by confidence, the own route among them, experts that a copy took handicapped for the next."""
+    from ramify.methods.search.hyper import HyPER
+    from ramify.methods.search.hyper_controller import HyperRec
+
+    always = HyperRec(start=1, agree=2.0, refine_above=-1.0)
+    hyper = HyPER(
+        length_sign=1, interval=1, warmup=1, limit=9, noise=2.0, reuse=5.0, prune=False, random=(0, 1, 0, 0), rec=always
+    )
+    after = next(path for path in run(hyper, new=12).paths if path.number == 1)
+    alone = RoutingEnsemble(2, 2.0, clean=True, by_confidence=True, reuse=5.0, paths=2)
+    found = next(path for path in run(alone, new=12, do_sample=True).paths if path.number == 1)
+    assert found.tokens[0] == after.tokens[0]  # before the first decision of the one, the prompt's own law of the other
+    assert found.tokens != run(RoutingEnsemble(2, 2.0, paths=2), new=12, do_sample=True).paths[1].tokens
+
+
 def test_bad_input() -> None:
     with pytest.raises(RamifyError, match="routes and paths must be at least 1"):
         RoutingEnsemble(routes=0)
     with pytest.raises(RamifyError, match="tau is -1"):
         RoutingEnsemble(tau=-1.0)
+    with pytest.raises(RamifyError, match="above is -2; give 0 at least"):
+        RoutingEnsemble(above=-2.0)
     with pytest.raises(RamifyError, match="has no expert routers"):
         generate(lm("llama"), PROMPT, "routing-ensemble", max_new_tokens=3)
 

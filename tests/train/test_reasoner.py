@@ -176,6 +176,18 @@ def test_recipes_refuse_what_they_do_not_take(tmp_path: Path, name: str):
         next(iter(trainer(name)(Job(tmp_path, options={"nois": 1}))))
 
 
+def test_the_sum_model_takes_experts_and_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import ramify.train.recipes.sum_model as sums
+
+    seen: list[ReasonerConfig] = []
+    monkeypatch.setattr(sums, "train_reasoner", lambda out, config: seen.append(config) or iter(()))
+    for options in ({}, {"experts": 8, "noise": 0.5}):
+        assert not list(trainer("sum-model")(Job(tmp_path, steps=7, options=options)))
+    plain, noisy = seen
+    assert (plain.experts, plain.noise, plain.train.steps) == (SUM.experts, 0.0, 7)
+    assert (noisy.experts, noisy.noise, noisy.families) == (8, 0.5, ("sum",))
+
+
 # ---------------------------------------------------------------- the bundled model
 
 

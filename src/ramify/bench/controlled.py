@@ -68,7 +68,11 @@ class Controllers:
 
     def rows(self, variants: Mapping[str, HyPER]) -> list[dict[str, Any]]:
         """The table: plain sampling first, then the ``variants``, the first of which the others are compared with."""
-        scored = {name: self._scored(self.pools(name, method), voting(method)) for name, method in variants.items()}
+        names: dict[HyPER, str] = {}
+        scored = {
+            name: self._scored(self.pools(names.setdefault(method, name), method), voting(method))
+            for name, method in variants.items()
+        }
         whole = next(iter(scored.values()))
         plain = {
             f"self-consistency, {size}": self.votes[size - 1] for size in (8, 16, 24, 32) if size <= len(self.votes)

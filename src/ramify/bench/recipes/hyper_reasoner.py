@@ -22,7 +22,7 @@ from ramify.bench.study import Record, Study
 from ramify.bench.tasks import Task, tasks
 from ramify.engine.aggregate import best, vote
 from ramify.methods.search.hyper import HyPER
-from ramify.methods.search.hyper_controller import BRANCH, MULTI, NONE, SINGLE, HyperRec
+from ramify.methods.search.hyper_controller import ACTIONS, BRANCH, MULTI, NONE, SINGLE, HyperRec
 from ramify.methods.search.hyper_vote import calibrate_length, how_many, vote_by_length
 from ramify.models.causal import load
 
@@ -146,12 +146,12 @@ def votes(study: Study, records: Sequence[Sequence[Record]], sign: int) -> list[
 
 def variants(method: HyPER, shares: tuple[float, ...]) -> dict[str, HyPER]:
     """HyPER, without each of its parts, and with other controllers. ``shares``: of the actions that it takes."""
-    return {
-        "hyper": method,
-        "without pruning": replace(method, prune=False),
-        "without single-token": replace(method, actions=(NONE, BRANCH, MULTI)),
-        "without branch": replace(method, actions=(NONE, SINGLE, MULTI)),
-        "without multi-token": replace(method, actions=(NONE, SINGLE, BRANCH)),
+    found = {"hyper": method, "without pruning": replace(method, prune=False)}
+    for part in (SINGLE, BRANCH, MULTI):
+        never = shares[ACTIONS.index(part)] == 0  # then it is the same without it
+        others = method.actions if never else tuple(action for action in ACTIONS if action != part)
+        found[f"without {part}"] = replace(method, actions=others)
+    return found | {
         "without any action": replace(method, actions=(NONE,)),
         "without action and pruning": replace(method, actions=(NONE,), prune=False),
         "actions by chance, of the same shares": replace(method, random=shares),
