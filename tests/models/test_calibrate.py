@@ -30,10 +30,10 @@ def test_cost_goes_straight_from_point_to_point():
 def test_more_rows_are_run_where_they_take_less_time():
     assert [BUMPY.run(rows) for rows in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 5, 9]
     assert BUMPY.cost(3) == 2.0
-    assert BUMPY.padding() == {3: 4}
+    assert BUMPY.padding == {3: 4}
     # One row dearer than four, as where oneDNN multiplies packed weights; a gain within the clock's noise is none.
-    assert CostCurve("packed", [1, 2, 4, 8], [3.0, 3.5, 2.5, 2.45]).padding() == {1: 4, 2: 4, 3: 4}
-    assert CostCurve("flat", [1, 2, 4], [2.0, 1.99, 1.98]).padding() == {}
+    assert CostCurve("packed", [1, 2, 4, 8], [3.0, 3.5, 2.5, 2.45]).padding == {1: 4, 2: 4, 3: 4}
+    assert CostCurve("flat", [1, 2, 4], [2.0, 1.99, 1.98]).padding == {}
 
 
 def test_ratio_is_in_units_of_a_plain_step():
@@ -51,7 +51,7 @@ def test_of_the_cheaper_sizes_the_smallest_that_is_as_cheap():
     assert curve.cost(1) == curve.cost(4) == 3.04
     assert curve.ratio(2) == 1.0
     # Nothing beyond the largest measured size is known to be cheaper.
-    assert CostCurve("falling", [1, 2], [2.0, 1.0]).padding() == {1: 2}
+    assert CostCurve("falling", [1, 2], [2.0, 1.0]).padding == {1: 2}
 
 
 def test_a_curve_may_begin_above_one_row():
@@ -118,7 +118,7 @@ def test_a_model_takes_its_padding_from_the_kept_curve(tmp_path: Path, monkeypat
     assert fresh.padding == {}
     monkeypatch.setattr(module, "measure", lambda lm, key, budget: CostCurve(key, [1, 2, 4], [3.0, 3.5, 2.5]))
     curve = calibrate(fresh)
-    assert fresh.padding == curve.padding() == {1: 4, 2: 4, 3: 4}
+    assert fresh.padding == curve.padding == {1: 4, 2: 4, 3: 4}
     assert load(build("llama", seed=4)).padding == {1: 4, 2: 4, 3: 4}
     assert load(build("llama"), forward="transformers").padding == {}
     again = load(build("llama"))

@@ -8,6 +8,7 @@ the user's cache folder.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -57,6 +58,7 @@ class CostCurve:
             return rows
         return next(size for size in larger if self._raw(size) <= (1 + WORTHWHILE) * least)
 
+    @functools.cached_property
     def padding(self) -> dict[int, int]:
         """``run`` for all sizes where it differs from what is wanted."""
         return {rows: self.run(rows) for rows in range(1, self.rows[-1]) if self.run(rows) != rows}
@@ -90,10 +92,10 @@ def calibrate(lm: CausalLM, *, refresh: bool = False, budget: float = 10.0) -> C
     file = cache_folder() / "cost-curves.json"
     known = _read(file)
     if key in known and not refresh:
-        lm.padding = known[key].padding()
+        lm.padding = known[key].padding
         return known[key]
     curve = measure(lm, key, budget)
-    lm.padding = curve.padding()
+    lm.padding = curve.padding
     known[key] = curve
     with contextlib.suppress(OSError):  # a read-only home folder only means measuring again next time
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,7 @@ def calibrate(lm: CausalLM, *, refresh: bool = False, budget: float = 10.0) -> C
 def recall(lm: CausalLM) -> dict[int, int]:
     """The padding that a kept cost curve of ``lm`` recommends; nothing is measured."""
     curve = _read(cache_folder() / "cost-curves.json").get(curve_key(lm)) if lm.trees else None
-    return curve.padding() if curve else {}
+    return curve.padding if curve else {}
 
 
 def measure(lm: CausalLM, key: str, budget: float, rows: Sequence[int] = ROWS) -> CostCurve:
@@ -167,9 +169,15 @@ def curve_key(lm: CausalLM) -> str:
 def _read(file: Path) -> dict[str, CostCurve]:
     """The curves in ``file``; what is damaged is left out, and so measured again."""
     try:
-        content = json.loads(file.read_text())
+        return dict(_parse(file, file.stat().st_mtime_ns))
     except (OSError, ValueError):
         return {}
+
+
+@functools.lru_cache(maxsize=1)
+def _parse(file: Path, changed: int) -> dict[str, CostCurve]:
+    """The curves in ``file`` as it was at ``changed``; every request asks for them."""
+    content = json.loads(file.read_text())
     curves = {}
     for key, entry in content.items() if isinstance(content, dict) else ():
         with contextlib.suppress(TypeError, ValueError, KeyError):

@@ -134,7 +134,7 @@ def _passes(outcome: Outcome, about: About, found: Sequence[Configuration], roun
     curves = cpu if clock == "CPU time" else wall
     floors = {one.label: one.reads / bandwidth for one in found}
     for one in found:
-        one.lm.padding = curves[one.label].padding()
+        one.lm.padding = curves[one.label].padding
     relative = {
         label: CostCurve(label, curve.rows, [seconds / curve.seconds[0] for seconds in curve.seconds])
         for label, curve in curves.items()
