@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,22 @@ class Counted:
         if cache.lengths[0] > 0:
             self.rows.append(nodes.tokens.shape[1])
         return self.forward(nodes, cache)
+
+
+class Timed:
+    """A forward pass that adds up its own CPU time."""
+
+    def __init__(self, forward: Any) -> None:
+        self.forward, self.embed, self.dtype = forward, forward.embed, forward.dtype
+        self.name, self.weights, self.current = forward.name, forward.weights, forward.current
+        self.seconds, self.calls = 0.0, 0
+
+    def __call__(self, nodes: Nodes, cache: RowCache) -> Any:
+        began = time.process_time()
+        output = self.forward(nodes, cache)
+        self.seconds += time.process_time() - began
+        self.calls += 1
+        return output
 
 
 @dataclass

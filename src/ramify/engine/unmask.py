@@ -47,7 +47,7 @@ class Look:
     @functools.cached_property
     def law(self) -> Tensor:
         """What the model itself says: float64 [A, n, V], for confidences in half precision tie."""
-        return torch.softmax(self.logits.double(), dim=-1)
+        return torch.softmax(self.logits, dim=-1, dtype=torch.float64)
 
     @functools.cached_property
     def tokens(self) -> Tensor:

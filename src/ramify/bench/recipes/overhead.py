@@ -8,28 +8,11 @@ from typing import Any
 import torch
 
 from ramify.api import generate
+from ramify.bench.passes import Timed
 from ramify.bench.recipes import Outcome, Table
 from ramify.methods.draft.prompt_lookup import PromptLookup
 from ramify.methods.draft.token_recycling import TokenRecycling
-from ramify.models.cache import RowCache
 from ramify.models.causal import CausalLM, load
-from ramify.models.forward import Nodes
-
-
-class _Timed:
-    """A forward pass that adds up its own CPU time."""
-
-    def __init__(self, forward: Any) -> None:
-        self.forward, self.embed, self.dtype = forward, forward.embed, forward.dtype
-        self.name, self.weights, self.current = forward.name, forward.weights, forward.current
-        self.seconds, self.calls = 0.0, 0
-
-    def __call__(self, nodes: Nodes, cache: RowCache) -> Any:
-        began = time.process_time()
-        output = self.forward(nodes, cache)
-        self.seconds += time.process_time() - began
-        self.calls += 1
-        return output
 
 
 def run(
@@ -49,7 +32,7 @@ def run(
             ("tree of 160 nodes", TokenRecycling(nodes=160)),
         ]
         for name, method in cases:
-            best, timed = float("inf"), _Timed(lm.forward)
+            best, timed = float("inf"), Timed(lm.forward)
             plain, lm.forward = lm.forward, timed
             for _ in range(repeats):
                 timed.seconds, timed.calls = 0.0, 0
