@@ -159,6 +159,7 @@ def prepare(
     """Requests as the engine takes them; transformers itself turns the settings into processors and criteria."""
     if max_new_tokens is not None and max_new_tokens < 1:
         raise RamifyError(f"max_new_tokens is {max_new_tokens}; ask for at least 1")
+    ready(lm, method)
     requests = []
     for row, prompt in enumerate(prompts):
         ids = _ids(lm, prompt)
