@@ -92,7 +92,7 @@ def train_grid_model(out: Path, config: GridModelConfig, dry: bool = False) -> I
     same_run(out, {"recipe": "grid-model", **asdict(config)})
 
     def evaluate() -> dict[str, float]:
-        return {"agreement in 16 passes": agreement(drawn(denoise, 16, 50, config.train.seed))}
+        return {"agreement in 16 passes": agreement(drawn(denoise, 16, min(50, config.trials), config.train.seed))}
 
     yield from train(model, loss_at, config.train, out, evaluate)
     model.save_pretrained(out / "model")

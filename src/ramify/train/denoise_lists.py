@@ -52,9 +52,9 @@ class ListModelConfig:
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=6000,
-            learning_rate=5e-3,
+            learning_rate=3e-3,
             warmup=100,
-            cooldown=0.7,
+            cooldown=0.8,
             weight_decay=0.01,
             eval_every=1000,
             save_every=500,
@@ -99,7 +99,7 @@ def train_list_model(out: Path, config: ListModelConfig, dry: bool = False) -> I
 
     def evaluate() -> dict[str, float]:
         return {
-            f"{task}, {each} a pass": infill(denoise, task, each, 100, config.train.seed)
+            f"{task}, {each} a pass": infill(denoise, task, each, min(100, config.trials), config.train.seed)
             for task, each in (("shuffle", 1), ("replace-random", 1), ("reverse", 6))
         }
 

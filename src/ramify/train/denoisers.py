@@ -75,7 +75,8 @@ def fill_where_sure(denoise: Denoise, ids: Tensor, opened: Tensor, threshold: fl
         passes += opened.any(1)
         best, token = denoise(ids).double().softmax(-1).max(-1)
         best = best.masked_fill(~opened, -1.0)
-        chosen = ((best >= threshold) | (best == best.max(1, keepdim=True).values)) & opened
+        surest = torch.zeros_like(opened).scatter(1, best.argmax(1, keepdim=True), True)
+        chosen = ((best >= threshold) | surest) & opened
         ids, opened = torch.where(chosen, token, ids), opened & ~chosen
     return ids, passes
 
