@@ -174,7 +174,7 @@ def test_what_a_method_with_prompts_of_its_own_reads_as_the_answer(monkeypatch: 
     def reply(self: Any, prompt: str, most: int, *, samples: int = 1, **others: Any) -> list[str]:
         return ["The answer is 6/12." if prompt.endswith("Answer:") else "DONE"] * samples
 
-    monkeypatch.setattr("ramify.engine.writer.LocalWriter.write", reply)
+    monkeypatch.setattr("ramify.engine.local_writer.LocalWriter.write", reply)
     options = {"stoc-tot": {"constraint": "none"}, "tree-of-thoughts": {}}
     found = {name: ramify.solve(byte_lm(), "Who?", name, options=given).answer for name, given in options.items()}
     assert found == {"stoc-tot": "The answer is 6/12", "tree-of-thoughts": "1/2"}

@@ -10,9 +10,10 @@ from ramify.api import generate, prepare
 from ramify.bench.tasks.answers import parse_answer
 from ramify.engine.distant import search_distant
 from ramify.engine.events import Accepted, Event
+from ramify.engine.local_writer import LocalWriter
 from ramify.engine.request import Parser, whole
 from ramify.engine.result import Result, Stats
-from ramify.engine.writer import LocalWriter, ServerWriter
+from ramify.engine.server_writer import ServerWriter
 from ramify.errors import RamifyError, unknown
 from ramify.methods.asking import AskingMethod
 from ramify.methods.base import Method, SearchMethod

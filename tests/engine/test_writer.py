@@ -12,9 +12,11 @@ from server import Server, status
 import ramify
 from ramify.constrain.trie import trie
 from ramify.engine.distant import UNKNOWN
+from ramify.engine.local_writer import LocalWriter
 from ramify.engine.request import Request
 from ramify.engine.sampling import Noise, Sampler
-from ramify.engine.writer import LocalWriter, ServerWriter, TextWriter
+from ramify.engine.server_writer import ServerWriter
+from ramify.engine.writer import TextWriter
 from ramify.errors import RamifyError
 from ramify.models.endpoint import RemoteError
 from ramify.models.remote import RemoteLM

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from ramify.engine.writer import Call, LocalWriter, ServerWriter, TextWriter
+from ramify.engine.local_writer import LocalWriter
+from ramify.engine.server_writer import ServerWriter
+from ramify.engine.writer import Call, TextWriter
 from ramify.errors import RamifyError
 from ramify.methods.search import stoc_tot_prompts as prompts
 from ramify.methods.search.grounding import (

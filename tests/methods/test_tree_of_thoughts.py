@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import ramify
 from ramify.engine.events import Decided, Forked
-from ramify.engine.writer import LocalWriter, TextWriter
+from ramify.engine.local_writer import LocalWriter
+from ramify.engine.writer import TextWriter
 from ramify.errors import RamifyError
 from ramify.methods.search.tree_of_thoughts import TreeOfThoughts
 from ramify.methods.search.tree_of_thoughts_prompts import (

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from ramify.engine.events import Event
+from ramify.engine.local_writer import LocalWriter
 from ramify.engine.request import Parser, Request
-from ramify.engine.writer import LocalWriter, Writer
+from ramify.engine.writer import Writer
 from ramify.methods.base import Method
 from ramify.models.causal import CausalLM
 
