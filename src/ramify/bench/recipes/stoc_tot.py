@@ -2,7 +2,8 @@
 
 The tree: a proposal is right with probability r, a line is right if all its steps are, and the answer of a wrong line
 is one of 12. The validity of a line is sigmoid(±1 + σ·N(0, 1)), by whether it is right so far. The bank: the right
-token's logit is N(μ, 1), those of all others N(0, 1); a bank masks most of them. Neither needs a language model.
+token's logit is N(μ, 1), those of all others N(0, 1); a bank masks most of them. Neither needs a language model;
+``level="lm"`` measures a tiny one that was trained on worlds of facts, beside its baselines.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ramify.bench.facts_study import facts_model, worlds
 from ramify.bench.recipes import Outcome, Table
 from ramify.constrain.bag import Bag
 from ramify.constrain.vocabulary import Vocabulary
+from ramify.errors import unknown
 from ramify.methods.search.stoc_tot import StocTot
 from ramify.methods.search.stoc_tot_roles import Roles
 from ramify.methods.search.stoc_tot_tree import RULES, Step
@@ -37,6 +40,7 @@ SETTINGS = (  # r, n, σ, strength of the signal; accuracy in our notes on the p
 )
 MASKING = ((3.0, 1, (0.49, 0.78)), (3.0, 2, (0.24, 0.61)), (4.0, 1, (0.82, 0.95)), (4.0, 2, (0.67, 0.91)))
 VOCABULARY, BANK = 500, 40
+LEVELS = ("simulators", "lm")
 
 
 @dataclass
@@ -106,8 +110,25 @@ def _fact(question: str) -> str:
     return question.rsplit(maxsplit=1)[-1]
 
 
-def run(*, seed: int = 0, seeds: int = 3, questions: int = 4000, draws: int = 20_000) -> Outcome:
-    """All tables; ``questions`` for each row of the trees and each of ``seeds``, ``draws`` for each row of the bank."""
+def run(
+    *,
+    seed: int = 0,
+    level: str = "simulators",
+    seeds: int = 3,
+    questions: int | None = None,
+    draws: int = 20_000,
+    model: str | None = None,
+) -> Outcome:
+    """``level``: "simulators" or "lm".
+
+    ``questions``: for each row of the trees and each of ``seeds``, by default 4,000; or of either kind of name, 100.
+    ``draws``: for each row of the bank. ``model``: a folder of the facts model, by default one is trained first.
+    """
+    if level not in LEVELS:
+        raise unknown("level", level, LEVELS)
+    if level == "lm":
+        return worlds(facts_model(model, seed), questions or 100, seed)
+    questions = questions or 4000
     size = f"{seeds} × {questions:,} questions"
     chosen = range(seed, seed + seeds)
     return Outcome(
