@@ -1,0 +1,156 @@
+"""ParallelBench: accuracy against tokens per pass, for every rule on every family, beside the closed forms.
+
+A model of the list tasks (the bundled one, or any that ``ramify train list-model`` made) is decoded by every rule of
+the masked loop. Any other model, masked or autoregressive, answers the text families under every prompt template.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ramify.bench.chart import Chart
+from ramify.bench.parallelbench import analysis, sweeps
+from ramify.bench.parallelbench.answering import scored
+from ramify.bench.parallelbench.filling import prompts_of
+from ramify.bench.parallelbench.prompts import TEMPLATES
+from ramify.bench.parallelbench.symbols import LENGTHS, MASK, MOST, VOCABULARY
+from ramify.bench.parallelbench.tasks import GENERATED, problems
+from ramify.bench.recipes import Outcome, Table
+from ramify.errors import RamifyError
+from ramify.methods.options import build_spec, outside
+from ramify.models.causal import load
+from ramify.models.masked import MaskedLM, is_masked, load_masked
+
+CACHED = 60  # prompts of a task for the table of caches, one at a time, for a batch pads its passes
+OTHERS = "remdm:steps=6,rcr:steps=6,ccd:steps=6,ccd:adaptive=true,maskgit:steps=6"
+
+
+def run(
+    *,
+    seed: int = 0,
+    model: str = "list-model",
+    control: str | None = None,
+    count: int = 200,
+    trials: int = 400,
+    others: str = OTHERS,
+    families: str = ",".join(GENERATED),
+    methods: str | None = None,
+    new: int = 32,
+) -> Outcome:
+    """All tables of ``model``.
+
+    List tasks: ``count`` prompts of each for sweeps and caches, ``trials`` lists for the closed forms; ``others``:
+    further methods of the masked loop, run once each; ``control``: a second model, trained with prefix_causal=true,
+    for the table of caches.
+
+    Text families: ``count`` problems of each of ``families``, answers of ``new`` tokens, under every template;
+    ``methods``: by default a threshold and one token a pass, or greedy decoding of an autoregressive model.
+    """
+    if count < 1 or trials < 1:
+        raise RamifyError(f"count is {count} and trials {trials}; ask for at least 1 of each")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        lm = load_masked(model) if is_masked(model) else load(model)
+        if isinstance(lm, MaskedLM) and (lm.vocab_size, lm.mask_id) == (VOCABULARY, MASK):
+            return lists(lm, load_masked(control) if control else None, count, trials, others, seed)
+        return texts(lm, families.split(","), methods, count, new)
+    finally:
+        torch.set_num_threads(before)
+
+
+def lists(lm: MaskedLM, control: MaskedLM | None, count: int, trials: int, others: str, seed: int) -> Outcome:
+    """The tables of a model of the list tasks."""
+    tasks = [*sweeps.LEARNT, "cumsum"]
+    prompts = prompts_of(tasks, count, seed)
+    filled = sweeps.infill(lm, tasks, trials, seed)
+    found = sweeps.sweep(lm, prompts, others, seed)
+    tables = [
+        Table("Dependence: total correlation in bits, by the number of items", correlation_rows()),
+        Table(
+            f"Infilling six items, {trials} lists, random order, temperature 1: accuracy (ideal model)",
+            sweeps.infill_rows(filled),
+        ),
+        Table(
+            "The same by argmax under a threshold: accuracy (ideal model) in so many passes",
+            sweeps.threshold_rows(lm, tasks, trials, seed),
+        ),
+        Table(f"Every rule, whole answers of 12 tokens by argmax, {count} prompts a task", sweeps.rule_rows(found)),
+        Table("Most tokens per pass at a mean accuracy of four tasks of at least x %", sweeps.level_rows(found)),
+        Table(
+            "Tasks by confidence; blocks: accuracy at 2 a pass; Kendall and Spearman at 1 a pass",
+            sweeps.task_rows(lm, found, prompts, seed),
+        ),
+    ]
+    known = {task: prompts[task][:CACHED] for task in sweeps.LEARNT}
+    for name, each in [("full attention", lm), ("the prompt does not see the answer", control)]:
+        if each is not None:
+            title = (
+                f"Caches, {name}: γ = 0.9, blocks of 4, {min(count, CACHED)} prompts; accuracy at positions evaluated"
+            )
+            tables.append(Table(title, sweeps.cache_rows(each, known, seed)))
+    return Outcome(tables, notes(count, trials), [closed_chart(filled), rule_chart(found)])
+
+
+def correlation_rows() -> list[dict[str, Any]]:
+    """C(Y|X), and the least bound of two steps."""
+    rows: list[dict[str, Any]] = []
+    for task, law in [("shuffle", analysis.shuffle_law), ("replace-random", analysis.replace_law)]:
+        rows.append(
+            {"task": task}
+            | {f"n = {n}": analysis.total_correlation(law(n)) for n in LENGTHS}
+            | {f"n = {n}, best 2 steps": analysis.best_bound(law(n), 2)[0] for n in (3, 4)}
+        )
+    zero = {name: 0.0 for name in rows[0] if name != "task"}
+    return [*rows, {"task": "copy, reverse, cumsum"} | zero]
+
+
+def closed_chart(filled: Any) -> Chart:
+    """Measured points and closed forms of the infill test."""
+    lines = {}
+    for task in ("copy", "replace-random", "shuffle"):
+        lines[task] = [(float(k), read[task].accuracy) for k, read in filled.items()]
+        if task != "copy":
+            lines[f"{task}, closed form"] = [(float(k), sweeps.ideal(task, k)) for k in filled]
+    title = f"Infilling {MOST} items at temperature 1: measured, and an ideal model"
+    return Chart("closed-forms", title, "slots fixed in a pass", "accuracy", lines, even=True)
+
+
+def rule_chart(found: sweeps.Sweep) -> Chart:
+    """Mean accuracy of the learnt tasks against measured tokens per pass, a line for each rule that has a sweep."""
+    lines = {}
+    for rule, listed in found.items():
+        if len(listed) > 2:
+            lines[rule] = sorted((sweeps.point(read).tps, sweeps.point(read).score) for read in listed.values())
+    title = "Mean accuracy of copy, reverse, replace-random and shuffle"
+    return Chart("rules", title, "tokens per pass", "accuracy", lines, ticks=(1, 2, 3, 4, 6, 12), even=True)
+
+
+def notes(count: int, trials: int) -> list[str]:
+    """What the figures are, and how far they can be trusted."""
+    return [
+        f"A share of {count} prompts has a standard error of at most {0.5 / count**0.5:.3f}, one of {trials} lists "
+        f"{0.5 / trials**0.5:.3f}.",
+        "Tokens per pass: the 12 positions of an answer ÷ passes, counted after decoding; without padding: items only, "
+        "for the end tokens come cheaply. PBx is interpolated for rules that decide for themselves (threshold, factor) "
+        "and is one of the measured settings for the others; 0: never.",
+    ]
+
+
+def texts(lm: Any, families: list[str], methods: str | None, count: int, new: int) -> Outcome:
+    """The tables of a language model."""
+    specs = methods or (f"unmask:steps={new},threshold" if isinstance(lm, MaskedLM) else "greedy")
+    tables = []
+    for spec in outside(specs, ",+"):
+        rows = [scored(lm, build_spec(spec), problems(name, count), tuple(TEMPLATES), new) for name in families]
+        tables.append(Table(f"{lm.name}, {spec}: {count} problems a task, {new} tokens", rows))
+    return Outcome(
+        tables,
+        [
+            "Lenient and strict: the two scorers, mean over the templates; the templates by the lenient one. An answer "
+            "is cut to as many lines as a right one has. Words to sentence: grammar by a small context-free grammar, "
+            "times inclusion; the published benchmark asks LanguageTool.",
+        ],
+    )
