@@ -138,7 +138,7 @@ def test_a_short_run_saves_a_model_that_loads(tmp_path: Path, monkeypatch: pytes
     assert (lm.mask_id, lm.facts.null_token_id, lm.vocab_size) == (tokens.mask_id, tokens.null_id, tokens.vocab_size)
     assert lm.context == tokens.length + 1
     figures = json.loads((tmp_path / "model" / "training.json").read_text())
-    assert set(figures["quality"]) == {"training crops", "held-out crops", "model, 16 passes", "model, 64 passes"}
+    assert set(figures["quality"]) == {"training crops", "held-out crops", "model, 16 passes", "model, 32 passes"}
     assert "k-means" in (tmp_path / "model" / "README.md").read_text()
     with pytest.raises(RamifyError, match="holds another run"):
         next(train_image_model(tmp_path, dataclasses.replace(small, layers=2)))

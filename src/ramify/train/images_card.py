@@ -20,6 +20,7 @@ from ramify.train.images_quality import Judge, Quality
 if TYPE_CHECKING:
     from ramify.train.images_model import ImageModelConfig
 
+PASSES = (16, 32)
 TOGETHER = 30  # pictures drawn at once
 
 
@@ -31,7 +32,7 @@ def write_card(folder: Path, model: Any, denoise: Denoise, config: ImageModelCon
     judge, labels = Judge(tokens, seed), balanced(count)
     found = {"training crops": judge.of(*_some(judge.real["train"], count))}
     found["held-out crops"] = judge.of(*_some(judge.real["test"], count))
-    for passes in (16, 64):
+    for passes in PASSES:
         parts = []
         for part in torch.split(labels, TOGETHER):
             canvas = torch.full((len(part), tokens.length), tokens.mask_id)
