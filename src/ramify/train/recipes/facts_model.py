@@ -20,7 +20,7 @@ END, UNKNOWN = "<end>", "<unknown>"
 CONTEXT = 160
 BATCH = 32
 HIDDEN, LAYERS = 64, 3
-STEPS, LEARNING_RATE = 1200, 8e-3
+STEPS, LEARNING_RATE = 6000, 8e-3
 
 
 def train(job: Job) -> Iterator[Progress]:
