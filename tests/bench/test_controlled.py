@@ -110,7 +110,7 @@ def test_the_table(tmp_path: File) -> None:
     pools = controllers.pools("hyper", SMALL)
     none = replace(SMALL, actions=(NONE,), prune=False, weights=(0.0, 0.0), top_votes=False)
     rows = {row["decoding"]: row for row in controllers.rows({"hyper": SMALL, "again": SMALL, "none": none})}
-    assert not (tmp_path / "again.npz").exists()
+    assert not (tmp_path / "again-seed-0.npz").exists()
     assert rows["again"] == rows["hyper"] | {"decoding": "again"}
     assert rows["self-consistency, 8"]["tokens"] == rows["none"]["tokens"] == 80
     assert rows["none"]["of SC's"] == "1.00"
@@ -122,12 +122,12 @@ def test_the_table(tmp_path: File) -> None:
     assert sum(row["decisions a question"] for row in taken) > 0
     votes = controllers.revoted(pools, hyper_reasoner.rules(1))
     assert votes[0]["over the majority"] == "+0.0 ± 0.0"
-    assert (tmp_path / "hyper.npz").exists()
+    assert (tmp_path / "hyper-seed-1.npz").exists()
 
 
 def test_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hyper_reasoner, "calibrate_length", lambda pools: 1)
-    outcome = hyper_reasoner.run(questions=1, seeds=1, held_out=1, max_new_tokens=9)
-    assert [len(table.rows) for table in outcome.tables][:2] == [13, 6 + 9]
+    outcome = hyper_reasoner.run(questions=1, seeds=1, ablated=1, held_out=1, max_new_tokens=9)
+    assert [len(table.rows) for table in outcome.tables][:3] == [13, 6 + 3, 6 + 9]
     assert outcome.tables[0].rows[0]["N = 32"].endswith("(+0.0 ± 0.0)")
     assert "length_sign +1" in outcome.notes[0]

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from families import build, byte_tokenizer, lm, text
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ramify.api import generate, prepare
 from ramify.engine.events import Event, Forked, Grown, Refined
@@ -74,6 +76,14 @@ def test_scores() -> None:
     full = scores(State(0.2, 0.5, 80, 80), Standing(0.1, 0.6), HyperRec())
     assert full[BRANCH] == scores(State(0, 0, 1, 80), Standing(0.1, 0.6, False), HyperRec())[BRANCH] == float("-inf")
     assert scores(State(0.2, 0.5, 20, 80), Standing(0.9, 0), HyperRec())[MULTI] == pytest.approx(0.4 * 0.2 - 0.2)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_multi_token_never_wins_where_tokens_can_be_refined(progress: float, apart: float, confidence: float) -> None:
+    found = scores(State(progress, apart, 5, 80), Standing(confidence, 0.5), HyperRec())
+    assert found[SINGLE] >= found[MULTI] - 1e-12
+    alone = scores(State(1.0, 0.0, 5, 80), Standing(0.0, 0.5), HyperRec())
+    assert alone[MULTI] > alone[NONE]
 
 
 def test_phases() -> None:

@@ -44,16 +44,21 @@ class Controllers:
 
     def pools(self, name: str, method: HyPER) -> Pools:
         """What the controller of ``method`` makes of every question and seed."""
-        seeds = len(self.records[0])
-        about = f"{self.study.about(seeds, self.seed)} {method}"
+        found: Pools = [[] for _ in self.records]
+        for k in range(len(self.records[0])):
+            for pools, [pool] in zip(found, self._seeded(name, method, k), strict=True):
+                pools.append(pool)
+        return found
+
+    def _seeded(self, name: str, method: HyPER, k: int) -> Pools:
+        """The pools of seed number ``k``, which are kept by themselves."""
+        seed = self.seed + 1000 * k
 
         def make() -> Pools:
-            return [
-                [self._steered(task, method, record, self.seed + 1000 * k) for k, record in enumerate(pools)]
-                for task, pools in zip(self.study.asked, self.records, strict=True)
-            ]
+            asked = zip(self.study.asked, self.records, strict=True)
+            return [[self._steered(task, method, records[k], seed)] for task, records in asked]
 
-        return kept(self.folder, name, about, make)
+        return kept(self.folder, f"{name}, seed {k}", f"{self.study.about(1, seed)} {method}", make)
 
     def _steered(self, task: Task, method: HyPER, record: Record, seed: int) -> Pooled:
         """A pool; where nothing is done but sample and prune, the record tells it."""

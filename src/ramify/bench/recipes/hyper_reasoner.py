@@ -48,6 +48,7 @@ def run(
     *,
     seed: int = 0,
     seeds: int = 3,
+    ablated: int = 3,
     model: str = "demo-reasoner",
     questions: int = 400,
     held_out: int = 100,
@@ -55,7 +56,10 @@ def run(
     max_new_tokens: int = 160,
     keep: str | None = None,
 ) -> Outcome:
-    """All tables. ``held_out``: questions for sizes and sign. ``keep``: a folder for pools, read there next time."""
+    """All tables. ``ablated``: seeds of what is left out or done otherwise. ``held_out``: questions for sizes and sign.
+
+    ``keep``: a folder for all pools, which are read from there the next time.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -68,13 +72,20 @@ def run(
         study = Study(lm, tasks(questions), temperature, max_new_tokens)
         records = study.record(max(SIZES), seeds, seed, folder)
         controllers = Controllers(study, records, BASE, seed, folder)
+        parts = Controllers(study, [pools[:ablated] for pools in records], BASE, seed, folder)
         whole = controllers.pools("hyper", method)
-        shares = controllers.shares(whole)
+        others = variants(method, parts.shares(parts.pools("hyper", method)))
+        replayed = {name: found for name, found in others.items() if name == "hyper" or found.actions == (NONE,)}
+        unrefined = parts.pools("without single-token", others["without single-token"])
         tables = [
             Table(f"Votes on fixed pools of N paths, {questions} questions × {seeds}", votes(study, records, sign)),
-            Table("The controller, at equal effective tokens", controllers.rows(variants(method, shares))),
+            Table(f"The controller, {questions} questions × {seeds}", controllers.rows(replayed)),
+            Table(
+                f"Its parts, and other controllers, {questions} questions × {min(seeds, ablated)}", parts.rows(others)
+            ),
             Table("Other votes on the controller's own pools", controllers.revoted(whole, rules(sign))),
             Table("Actions taken, by phase", controllers.taken(whole)),
+            Table("Actions taken without single-token refinement", parts.taken(unrefined)),
             Table("What tells right paths from wrong ones of the same question", signals(study.asked, records, method)),
             Table("What the bar cuts", pruned(study.asked, records, method)),
             Table("Children of branches", kin(study.asked, whole, records)),
