@@ -79,7 +79,7 @@ def _card(figures: dict[str, Any], points: list[tuple[int, float, float]]) -> st
         f"last {100 * schedule['cooldown']:.0f} %), bfloat16 autocast, seed {schedule['seed']}; "
         f"{figures['seconds'] / 60:.0f} minutes on a part of one core. Weights are rounded to bfloat16.",
         f"**Quality.** On {held} ({figures['held_out_bytes']} bytes), with between {config['context'] // 2} and "
-        f"{config['context']} tokens before it, a token costs at most {figures['bits_per_byte']:.3f} ± "
+        f"{config['context']} tokens before every token, the text costs at most {figures['bits_per_byte']:.3f} ± "
         f"{figures['standard_error']:.3f} bits per byte (low-variance bound, {config['draws']} draws of every block, "
         f"standard error over windows). The {name} model, which reads from the left and has twice the layers, needs "
         f"{own:.3f} with this context and {whole:.3f} with its own.{xz}",
