@@ -150,6 +150,12 @@ def test_a_prefix_cache_is_exact_where_the_model_sees_in_blocks(
     assert positions[0] > positions[1] > positions[2]
 
 
+def test_a_model_that_sees_in_blocks_is_filled_block_by_block() -> None:
+    """Its blocks count from the beginning of the canvas: behind a prompt of three, one place of the first is left."""
+    events = run(denoiser(block=4), [request(PROMPT, 9)])
+    assert [positions[0] // 4 for positions in order(events)] == [0, *[1] * 4, *[2] * 4]
+
+
 def test_infilling_leaves_what_is_given() -> None:
     given_ = [None, 40, None, None, 41]
     asked = Request(PROMPT, 8, canvas=given_)

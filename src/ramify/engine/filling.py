@@ -76,7 +76,10 @@ class Filling:
 
 @dataclass(frozen=True)
 class Schedule:
-    """``block``: positions of a block, None for one block of all. ``steps``: passes in all, None for one a position."""
+    """``block``: positions of a block, None for the model's own, or one block of all where it has none.
+
+    ``steps``: passes in all, None for one a position.
+    """
 
     block: int | None = None
     steps: int | None = None
@@ -113,11 +116,11 @@ class Schedule:
         return row
 
     def _ends(self, lm: MaskedLM, start: int, length: int) -> list[int]:
-        block = self.block or length - start
         own = lm.facts.block
+        block = self.block or own or length - start
         if own is None:
             return [*range(start + block, length, block), length]
-        if self.block is not None and block % own and own % block:
+        if block % own and own % block:
             raise RamifyError(
                 f"blocks of {block} positions cut across those of {own} in which {lm.name} sees; "
                 f"give a multiple of {own}"
