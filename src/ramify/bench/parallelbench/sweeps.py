@@ -146,13 +146,14 @@ def task_rows(lm: MaskedLM, found: Sweep, prompts: Prompts, seed: int) -> list[d
     rows = []
     for task in prompts:
         each = {k: found["confidence"][f"{k} a pass"][task].accuracy for k in EACH}
+        slope = order_preference({b: read[task].accuracy for b, read in halves.items()})
         padded, plain = alone[task].order(padded=True), alone[task].order(padded=False)
         rows.append(
             {
                 "task": task,
                 "parallelizability": parallelizability(each),
                 **{f"blocks of {b}": read[task].accuracy for b, read in halves.items()},
-                "order preference": f"{order_preference({b: read[task].accuracy for b, read in halves.items()}):+.3f}",
+                "order preference": f"{round(slope, 3) + 0.0:+.3f}",  # no −0.000
                 "Kendall": f"{plain.kendall:.2f}",
                 "Spearman": f"{plain.spearman:.2f}",
                 "with padding": f"{padded.kendall:.2f}, {padded.spearman:.2f}",
