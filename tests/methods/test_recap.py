@@ -176,6 +176,18 @@ def test_blocks_are_filled_from_left_to_right_with_groups_of_their_own() -> None
     assert fed(result) == [13, 5, 13, 5, 13, 5]
 
 
+def test_a_processor_may_forbid_the_mask() -> None:
+    """What a local pass did not read has no law of its own, and is not asked for one."""
+
+    def below_ten(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.masked_fill(torch.arange(scores.shape[-1]) >= 10, -torch.inf)
+
+    row = request([1, 2], 12, greedy=False)
+    row.sampler.processors = (below_ten,)
+    [result] = run(denoiser(), row, steps=6, local=2)
+    assert max(result.tokens) < 10
+
+
 def test_temperature_falls_from_one() -> None:
     """At a last temperature next to nothing the last step takes the likeliest token."""
     lm = denoiser()
