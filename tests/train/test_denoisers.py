@@ -17,6 +17,8 @@ import ramify.train.demo_dlm as dlm
 from ramify.bench.parallelbench import symbols
 from ramify.errors import RamifyError
 from ramify.models.causal import BUNDLED, load
+from ramify.models.masked import load_masked
+from ramify.train.data import held_out_documents
 from ramify.train.demo_dlm import DemoDLMConfig, HeldOut, adapt, train_demo_dlm
 from ramify.train.denoise_grids import GridModelConfig, drawn, train_grid_model
 from ramify.train.denoise_lists import IDEAL, ListModelConfig, infill, infill_where_sure, train_list_model
@@ -282,3 +284,16 @@ def test_the_bundled_grid_model_is_as_good_as_its_card_says():
     from ramify.train.denoise_grids import agreement
 
     assert agreement(drawn(denoise, 8, 40, seed=3)) == pytest.approx(shares[8], abs=0.07)
+
+
+def test_the_bundled_diffusion_model_is_better_than_xz_and_fits():
+    folder = BUNDLED["demo-dlm"]
+    figures = json.loads((folder / "training.json").read_text())
+    assert figures["bits_per_byte"] + 4 * figures["standard_error"] < figures["xz_bits_per_byte"]
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 10e6
+    lm = load_masked("demo-dlm", dtype="float32", weights="plain")
+    assert (lm.facts.block, lm.facts.shift, lm.tokenizer.mask_token_id) == (16, False, lm.mask_id)
+    demo = load("demo", dtype="float32", weights="plain")
+    held = HeldOut.of(demo, held_out_documents(demo), DemoDLMConfig(), library=True)
+    bits, error = held.bits_per_byte(lm.model, lm.mask_id, 1, 40)
+    assert abs(bits - figures["bits_per_byte"]) < 5 * error
