@@ -143,8 +143,9 @@ class MaskedMethod(Method):
     ``block``: positions of a block; blocks are filled from left to right; None for those in which the model sees, or
     one of all. ``steps``: passes by the schedule, None for one a position. ``cache``: "none"; "prefix" or "dual"
     (Fast-dLLM: within a block, hold what stands before it, or all outside it); "delayed" (dKV-Cache: hold what was
-    written a step ago). All but the first are approximations unless the model sees in blocks. ``refresh``: a whole pass every so many steps; None for
-    the first of each block, or every 8 with "delayed". ``guidance``: weight w of a second pass without the prompt.
+    written a step ago). All but the first are approximations unless the model sees in blocks. ``refresh``: a whole pass
+    every so many steps; None for the first of each block, or every 8 with "delayed". ``guidance``: weight w of a second
+    pass without the prompt.
     """
 
     block: int | None = None
