@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ramify.methods.draft.deer_head import DeerHead
 from ramify.methods.draft.eagle_head import EagleHead
 from ramify.methods.draft.medusa_head import MedusaHead
 from ramify.models.causal import CausalLM
@@ -37,3 +38,12 @@ def eagle(lm: CausalLM, **sizes: Any) -> EagleHead:
     nn.init.normal_(layer.self_attn["o_proj"].weight, std=0.2)
     nn.init.normal_(layer.mlp["down_proj"].weight, std=0.2)
     return head
+
+
+@torch.no_grad()
+def deer(lm: CausalLM, **sizes: Any) -> DeerHead:
+    """All layers of the target, so that a causal head that is shifted is right one token ahead, and then seldom."""
+    torch.manual_seed(0)
+    head = DeerHead.new(lm, **{"layers": lm.layers, "most": 12, "last": 8} | sizes)
+    head.accuracy.copy_(0.9 ** torch.arange(1, head.accuracy.shape[1] + 1))
+    return head.eval()  # GPT-2 has dropout

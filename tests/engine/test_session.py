@@ -477,3 +477,24 @@ def test_a_refusal_leaves_the_session_usable(family: str):
         session.score(TREE)
     scores = session.score(TokenTree.chain([5]))
     torch.testing.assert_close(scores.logits[0, -1], fresh(family, [*text(4), 5])[-1], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "gpt2", "mixtral"])
+@pytest.mark.parametrize("cached", [0, 6])
+def test_a_block_sees_the_text_and_all_of_itself(family: str, cached: int):
+    """Behind a text that is cached or not, beside a row of another length; what is before a block does not see it."""
+    before, size = 9 - cached, 4
+    tokens = text(9 + size, 3)
+    seen = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+    seen[-size:, -size:] = True
+    hidden = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    expected = model(family)(torch.tensor([tokens]), attention_mask=hidden[None, None], use_cache=False).logits[0]
+    session = Session(lm(family), rows=2)
+    session.prefill([tokens[:cached], text(3, 1)])
+    block = TokenTree(torch.tensor(tokens[cached:]), TreeShape.block(before, size))
+    other = TokenTree.chain(text(5, 2))
+    scores = session.score([block, other])
+    close(scores.logits[0, : len(block)], expected[cached:])
+    session.keep([range(before), range(5)])
+    plain_steps(family, session, [tokens[:9], text(3, 1) + text(5, 2)], 2)

@@ -51,6 +51,16 @@ def test_worked_shape():
     assert not shape.is_chain
 
 
+def test_a_block_sees_itself():
+    shape = TreeShape.block(2, 2)
+    assert shape.ancestors.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert shape.depth == (0, 1, 2, 3)
+    assert not shape.is_chain
+    assert shape != TreeShape.chain(4)
+    assert shape is TreeShape.block(2, 2)
+    assert TreeShape.block(0, 3).ancestors.all()
+
+
 def test_shapes_are_interned():
     assert TreeShape.of(BINARY) is TreeShape.of(tuple(BINARY))
     assert TreeShape.of([-1, 0, 1]) is TreeShape.chain(3)

@@ -74,6 +74,8 @@ OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "assistant": lambda name: {"model": assistant(name.partition(" ")[0])},
     "auto": lambda _: {"switch": False, "otherwise": "union:methods=(suffix:length=8+aded:nodes=12):nodes=14"},
     "chimera": lambda on: {"head": ChimeraHead.new(target(on), start="target"), "tree": "paper"},
+    # Taken from the plain weights: a model object whose layers were converted has none.
+    "deer": lambda on: {"head": heads.deer(lm(on.partition(" ")[0])), "nodes": 6},
     "eagle": lambda on: {"head": heads.eagle(target(on)), "nodes": 12, "depth": 3, "k": 4},
     "hidden-transfer": lambda on: {"head": HiddenTransferHead.new(target(on)), "budget": 24},
     "ppd": lambda on: {"head": PromptTokens.new(target(on)), "budget": 40},
@@ -123,6 +125,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("switched", {"inner": "union:methods=(suffix+token-recycling)"}),
     ("auto", {"switch": True}),
     ("sam", {"auxiliary": Union("token-recycling:nodes=9+prompt-lookup:length=5", nodes=12), "threshold": 2}),
+    ("deer", {"nodes": None}),
+    ("deer", {"nodes": 1}),
+    ("deer", {"nodes": 12}),
     ("s2d", {"thresholds": (0.2,), "coupled": True, "schedule": "constant", "length": 3}),
 ]
 CARDS = [card for card in catalogue() if card.family == "draft" and card.lossless]

@@ -363,7 +363,7 @@ def test_an_untrained_head_is_the_targets_first_layers(family: str):
     head = SortedHead.new(model, exits=(1, 2)).eval()
     tokens = torch.tensor([text(20, 3), text(20, 4)])
     with torch.no_grad():
-        trained = exit_logits(head._as_lm(model), tokens, [1, 2])
+        trained = exit_logits(head.as_lm(model), tokens, [1, 2])
     draft = head.draft(model)
     for row in range(2):
         for layer, logits in zip((1, 2), trained, strict=True):
@@ -398,7 +398,7 @@ def test_sorted_training_makes_every_exit_a_model():
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad():
-            found[exits] = [float(sorted_loss(head._as_lm(model), windows, [layer])) for layer in (1, 2)]
+            found[exits] = [float(sorted_loss(head.as_lm(model), windows, [layer])) for layer in (1, 2)]
         assert all(torch.equal(before[name], weight) for name, weight in model.model.state_dict().items())
     with torch.no_grad():
         untrained = [float(sorted_loss(model, windows, [layer])) for layer in (1, 2)]

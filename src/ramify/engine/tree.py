@@ -21,9 +21,14 @@ from ramify.errors import RamifyError
 
 @dataclass(frozen=True)
 class TreeShape:
-    """Structure of a token tree of N nodes; build with ``TreeShape.of``, which interns it."""
+    """Structure of a token tree of N nodes; build with ``TreeShape.of``, which interns it.
+
+    ``mutual``: the last so many nodes, one below the other, also see those below them: a block of masks and what bounds
+    it, which a masked denoiser fills in one pass. Such a shape is scored as it is, and never stands in another one.
+    """
 
     parents: tuple[int, ...]
+    mutual: int = 0
 
     @staticmethod
     def of(parents: Iterable[int]) -> TreeShape:
@@ -34,6 +39,11 @@ class TreeShape:
     def chain(length: int) -> TreeShape:
         """A single path of ``length`` nodes."""
         return _chain(length)
+
+    @staticmethod
+    def block(before: int, size: int) -> TreeShape:
+        """A path of ``before`` nodes, and behind it ``size`` more that see all of it and each other."""
+        return _block(before, size)
 
     def __len__(self) -> int:
         return len(self.parents)
@@ -54,8 +64,10 @@ class TreeShape:
     def ancestors(self) -> Tensor:
         """Bool [N, N]: entry (i, j) tells whether node j is i or an ancestor of i."""
         n = len(self.parents)
-        if self.is_chain:
-            return torch.ones(n, n, dtype=torch.bool).tril_()
+        if self.is_chain or self.mutual:
+            seen_by = torch.ones(n, n, dtype=torch.bool).tril_()
+            seen_by[n - self.mutual :, n - self.mutual :] = True
+            return seen_by
         seen = np.eye(n, dtype=np.bool_)  # numpy, whose calls on a row cost a tenth of torch's
         for node, parent in enumerate(self.parents):
             if parent >= 0:
@@ -82,7 +94,7 @@ class TreeShape:
 
     @functools.cached_property
     def is_chain(self) -> bool:
-        return all(parent == node - 1 for node, parent in enumerate(self.parents))
+        return not self.mutual and all(parent == node - 1 for node, parent in enumerate(self.parents))
 
     @functools.cached_property
     def rooted(self) -> TreeShape:
@@ -114,6 +126,11 @@ def _intern(parents: tuple[int, ...]) -> TreeShape:
 @functools.lru_cache(maxsize=1024)
 def _chain(length: int) -> TreeShape:
     return _intern(tuple(range(-1, length - 1)))
+
+
+@functools.lru_cache(maxsize=64)  # few, for where all see each other every length of the text is a shape of its own
+def _block(before: int, size: int) -> TreeShape:
+    return TreeShape(tuple(range(-1, before + size - 1)), size)
 
 
 @dataclass(frozen=True, eq=False)
