@@ -133,17 +133,20 @@ def test_the_loss_is_that_of_independent_answers() -> None:
     head = random_filter(denoiser())
     c, y = torch.rand(5, 4), torch.rand(5, 4) > 0.5
     chance = torch.sigmoid(head(c))
-    expected = -torch.where(y, chance, 1 - chance).log().mean()
-    torch.testing.assert_close(head.loss(denoiser().base, torch.stack([c, y.float()], 1)), expected)
+    expected = -torch.where(y, chance, 1 - chance).log()
+    for weight in (torch.ones(5, 4), (torch.rand(5, 4) > 0.5).float()):
+        found = head.loss(denoiser().base, torch.stack([c, y.float(), weight], 1))
+        torch.testing.assert_close(found, (expected * weight).sum() / weight.sum())
 
 
 def test_what_is_measured() -> None:
     head = gate(denoiser(), 0.5)
     c = torch.tensor([[0.1, 0.6, 0.7, 0.9], [0.2, 0.3, 0.4, 0.8]])
     y = torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
-    figures = Filter.measure(head, denoiser().base, torch.stack([c, y], 1))
-    assert figures["wrong among accepted at 0.9"] == pytest.approx(1 / 4)
-    assert figures["accepted at 0.9"] == pytest.approx(1 / 2)
+    weight = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
+    figures = Filter.measure(head, denoiser().base, torch.stack([c, y, weight], 1))
+    assert figures["wrong among accepted at 0.9"] == pytest.approx(1 / 3)
+    assert figures["accepted at 0.9"] == pytest.approx(3 / 6)
 
 
 # ---------------------------------------------------------------- invariants
@@ -290,7 +293,8 @@ def test_the_oracle_returns_the_answer(block: int | None) -> None:
         assert len(own) == len(mine) <= length
         for event, each in zip(own, mine, strict=True):
             assert len(event.positions) >= 1
-            assert each.right.sum() <= len(each.right) == len(each.confidences)
+            assert len(each.open) == len(each.right) == len(each.confidences)
+            assert int(each.open.sum()) >= len(event.positions)
             assert ((each.confidences > 0) & (each.confidences <= 1)).all()
 
 

@@ -25,10 +25,13 @@ from tests.denoisers import denoiser
 def test_every_block_begins_behind_the_answer_itself() -> None:
     prompts = [[3, 14, 15], [9, 2, 6]]
     records = record(denoiser(), prompts, 8, 4)
-    assert records.values.shape[1:] == (2, 4)
+    assert records.values.shape[1:] == (3, 4)
     assert set(records.prompt.tolist()) == {0, 1}
     assert len(records.values) >= 4  # two prompts of two blocks
-    confidences, right = records.values.unbind(1)
+    confidences, right, weight = records.values.unbind(1)
+    assert (weight[0] == 1).all()  # at first everything is open
+    assert (weight == 0).any()
+    assert (record(denoiser(), prompts, 8, 4, "all").values[:, 2] == 1).all()
     assert ((confidences > 0) & (confidences <= 1)).all()
     assert set(right.unique().tolist()) <= {0.0, 1.0}
     [first, _] = answers(denoiser(), prompts, 8, Unmask(block=4))
@@ -39,7 +42,7 @@ def test_every_block_begins_behind_the_answer_itself() -> None:
 
 def test_no_prompt_trains_and_tests(tmp_path: Path) -> None:
     prompt = torch.arange(60).repeat_interleave(3)
-    values = prompt[:, None, None].expand(-1, 2, 4).float().contiguous()
+    values = prompt[:, None, None].expand(-1, 3, 4).float().contiguous()
     parts = Records(values, prompt).split(0)
     owners = [set(part[:, 0, 0].tolist()) for part in parts]
     assert [len(own) for own in owners] == [48, 6, 6]
@@ -101,6 +104,7 @@ def test_an_estimate_leaves_nothing(tmp_path: Path) -> None:
         ("demo", {}, "demo is no masked denoiser"),
         ("list-model", {"blok": 3}, "did you mean 'block'"),
         ("list-model", {"prompts": 3}, "too few"),
+        ("list-model", {"loss": "opn"}, "did you mean 'open'"),
         ("list-model", {"block": 13}, "no block has 13 positions"),
         ("list-model", {"depth": 0}, "depth is 0"),
     ],

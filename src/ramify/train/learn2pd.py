@@ -8,7 +8,7 @@ texts.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,14 @@ from torch import Tensor
 from ramify.bench.parallelbench import symbols
 from ramify.engine.events import Accepted
 from ramify.engine.request import Request
-from ramify.errors import RamifyError
+from ramify.errors import RamifyError, unknown
 from ramify.methods.base import MaskedMethod
+from ramify.methods.unmask.learn2pd_filter import Filter
 from ramify.methods.unmask.learn2pd_oracle import Record, decode_greedily
 from ramify.methods.unmask.orders import Unmask
 from ramify.models.masked import MaskedLM
 from ramify.train.data import documents
+from ramify.train.trainer import Progress, TrainConfig, train
 
 BATCH = 50  # prompts decoded together
 SHARES = (0.8, 0.9)  # of the prompts: up to the first they train, up to the second they validate, the rest tests
@@ -32,7 +34,7 @@ SHARES = (0.8, 0.9)  # of the prompts: up to the first they train, up to the sec
 
 @dataclass(frozen=True)
 class Records:
-    """``values``: float32 [N, 2, B], confidences and whether the predictions were right; ``prompt``: int64 [N]."""
+    """``values``: float32 [N, 3, B], confidences, which predictions were right, weights; ``prompt``: int64 [N]."""
 
     values: Tensor
     prompt: Tensor
@@ -54,6 +56,32 @@ class Records:
     @staticmethod
     def load(file: Path) -> Records:
         return Records(**load_file(file))
+
+
+def settings(seed: int, steps: int | None = None, learning_rate: float | None = None) -> TrainConfig:
+    """The training settings of a filter; None for the usual ones."""
+    regime = Filter.regime
+    return TrainConfig(
+        steps=steps or regime.steps,
+        learning_rate=learning_rate or regime.learning_rate,
+        optimizer="adamw",
+        warmup=regime.warmup,
+        cooldown=0.5,
+        weight_decay=regime.weight_decay,
+        seed=seed,
+        eval_every=max(1, (steps or regime.steps) // 10),
+        save_every=500,
+    )
+
+
+def fit(head: Filter, lm: MaskedLM, records: Records, config: TrainConfig, out: Path) -> Iterator[Progress]:
+    """Train ``head`` on its share of ``records``, measuring on those that validate; what is in ``out`` is resumed."""
+    training, validation, test = records.split(config.seed)
+    if not len(training) or not len(validation) or not len(test):
+        raise RamifyError("the prompts are too few to train, validate and test with; give at least 20")
+    yield from train(
+        head, lambda step: head.loss(lm.base, training), config, out, lambda: head.measure(lm.base, validation)
+    )
 
 
 def is_list_model(lm: MaskedLM) -> bool:
@@ -89,22 +117,28 @@ def answers(lm: MaskedLM, prompts: Sequence[Sequence[int]], length: int, method:
     return found
 
 
-def record(lm: MaskedLM, prompts: Sequence[Sequence[int]], length: int, block: int) -> Records:
-    """The oracle's records on ``prompts``, towards the answers of plain decoding in blocks of ``block``."""
+def record(lm: MaskedLM, prompts: Sequence[Sequence[int]], length: int, block: int, loss: str = "open") -> Records:
+    """The oracle's records on ``prompts``, towards the answers of plain decoding in blocks of ``block``.
+
+    ``loss``: whether "open" positions alone have weight, or "all".
+    """
+    if loss not in ("open", "all"):
+        raise unknown("loss", loss, ("open", "all"))
     if length < block:
         raise RamifyError(f"no block has {block} positions where {length} are filled in; raise length, or lower block")
-    references = answers(lm, prompts, length, Unmask(block=block))
+    plain = Unmask(block=block, cache="prefix" if lm.facts.block else "none")  # exact where the model sees in blocks
+    references = answers(lm, prompts, length, plain)
     records: list[Record] = []
     owners: list[int] = []
     for start in range(0, len(prompts), BATCH):
         requests = [Request(prompt, len(prompt) + length) for prompt in prompts[start : start + BATCH]]
-        _, made = decode_greedily(lm, requests, references[start : start + BATCH], block)
+        _, made = decode_greedily(lm, requests, references[start : start + BATCH], block, plain.feeding(lm))
         whole = [each for each in made if len(each.right) == block]
         records += whole
         owners += [start + each.row for each in whole]
     if not records:
-        raise RamifyError(
-            f"no block begins behind a prompt and has {block} positions; give prompts of a multiple of it"
-        )
-    values = torch.stack([torch.stack([each.confidences, each.right.float()]) for each in records])
+        raise RamifyError(f"no block of {block} positions lies behind a prompt; give prompts of a multiple of it")
+    values = torch.stack(
+        [torch.stack([each.confidences, each.right.float(), (each.open | (loss == "all")).float()]) for each in records]
+    )
     return Records(values, torch.tensor(owners))

@@ -3,11 +3,14 @@
     z = W_n ReLU(… ReLU(W_1 c + b_1)) + b_n,    c [B] the confidences of the block, z [B] logits of "as in the answer"
 
 All layers are B wide: 2 (B² + B) parameters with two of them, 2,112 at B = 32. Positions that are fixed already enter
-with the model's confidence in them, near 1: it is how the filter knows what is left. A block that is shorter than B is
-filled up with 1 and the logits there are left out; a text that was cut at its end is like one that was fixed there.
+with the model's confidence in them (near 1 in LLaDA): it is how the filter knows what is left. A block that is shorter
+than B is filled up with 1 and the logits there are left out; a text that was cut at its end is like one that was fixed
+there.
 
-The official file of the filter is not published. Its count of parameters gives the width; ReLU is ours. Confidences are
-float32 here, where the authors train on those of bfloat16 and decode with float64.
+Its loss counts open positions only (ours): nobody asks about the others, and a model that was never trained to repeat a
+token that it sees is often sure of another one there, which teaches the filter to distrust certainty. The authors count
+all (``loss="all"`` in the recipe). Their file of the filter is not published: the count of parameters gives the width,
+ReLU is ours. Confidences are float32 here, where they train on those of bfloat16 and decode with float64.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ class FilterSizes:
 
 
 class Filter(Head):
-    """``depth`` layers of width B. It learns from records [N, 2, B]: confidences, and whether the prediction held."""
+    """``depth`` layers of width B. It learns from records [N, 3, B]: confidences, which predictions held, weights."""
 
     method = "learn2pd"
     regime = Regime(steps=4000, learning_rate=3e-3, optimizer="adamw", weight_decay=0.01)
@@ -63,18 +66,20 @@ class Filter(Head):
         return logits[..., :count]
 
     def loss(self, lm: CausalLM, tokens: Tensor) -> Tensor:
-        """Mean binary cross-entropy of records ``tokens`` [N, 2, B]."""
-        return functional.binary_cross_entropy_with_logits(self(tokens[:, 0]), tokens[:, 1])
+        """Mean binary cross-entropy of records ``tokens`` [N, 3, B]."""
+        confidences, right, weight = tokens.unbind(1)
+        each = functional.binary_cross_entropy_with_logits(self(confidences), right, weight, reduction="sum")
+        return each / weight.sum()
 
     @torch.no_grad()
     def measure(self, lm: CausalLM, tokens: Tensor) -> dict[str, float]:
-        """Of records [N, 2, B]: the loss, and of the predictions accepted at 0.9 the share that is wrong."""
-        accepted = torch.sigmoid(self(tokens[:, 0]).double()) > SURE
-        wrong = (accepted & (tokens[:, 1] < 0.5)).sum() / accepted.sum().clamp(min=1)
+        """Of records [N, 3, B]: the loss, and of the predictions accepted at 0.9 the share that is wrong."""
+        confidences, right, weight = tokens.double().unbind(1)
+        accepted = weight * (torch.sigmoid(self(confidences).double()) > SURE)
         return {
             "loss": self.loss(lm, tokens).item(),
-            f"wrong among accepted at {SURE}": wrong.item(),
-            f"accepted at {SURE}": accepted.double().mean().item(),
+            f"wrong among accepted at {SURE}": ((accepted * (1 - right)).sum() / accepted.sum().clamp(min=1)).item(),
+            f"accepted at {SURE}": (accepted.sum() / weight.sum()).item(),
         }
 
 

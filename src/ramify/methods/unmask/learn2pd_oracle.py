@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ramify.engine.events import Event
+from ramify.engine.feeding import Feeding
 from ramify.engine.filling import Schedule
 from ramify.engine.request import Request
 from ramify.engine.unmask import Choice, Look, Rule, unmask
@@ -27,11 +28,12 @@ from ramify.models.masked import MaskedLM
 
 @dataclass(frozen=True)
 class Record:
-    """One step of one block. ``row``: of which request. ``confidences``, ``right``: [n], float32 and bool."""
+    """One step of one block. ``row``: of which request. ``confidences``, ``right``, ``open``: [n], float32 and bool."""
 
     row: int
     confidences: Tensor
     right: Tensor
+    open: Tensor
 
 
 class Oracle(Rule):
@@ -49,7 +51,8 @@ class Oracle(Rule):
             said, count = look.tokens[place], int(inside.sum())
             answer = self.references[index][look.positions[place]].to(said.device)
             right = said == answer
-            self.records.append(Record(index, look.confidence[place, :count].float().cpu(), right[:count].cpu()))
+            sure, opened = look.confidence[place, :count].float().cpu(), look.open[place, :count].cpu()
+            self.records.append(Record(index, sure, right[:count].cpu(), opened))
             stuck = not look.first[place] and torch.equal(self.before[index][:count], said[:count])
             good = right & look.open[place]
             fix[place] = look.open[place] if stuck or not bool(good.any()) else good
@@ -59,11 +62,15 @@ class Oracle(Rule):
 
 
 def decode_greedily(
-    lm: MaskedLM, requests: Sequence[Request], references: Sequence[Sequence[int]], block: int | None = None
+    lm: MaskedLM,
+    requests: Sequence[Request],
+    references: Sequence[Sequence[int]],
+    block: int | None = None,
+    feeding: Feeding | None = None,
 ) -> tuple[list[Event], list[Record]]:
     """All events of the oracle on ``requests``, and its records; ``references``: what stands behind each prompt."""
     for request, reference in zip(requests, references, strict=True):
         if len(request.prompt) + len(reference) != request.max_length:
             raise RamifyError("a reference is as long as what its request leaves open; decode it without a cut")
     rule = Oracle([[*request.prompt, *reference] for request, reference in zip(requests, references, strict=True)])
-    return list(unmask(lm, requests, rule, schedule=Schedule(block))), rule.records
+    return list(unmask(lm, requests, rule, schedule=Schedule(block), feeding=feeding)), rule.records

@@ -14,9 +14,8 @@ from ramify.methods.unmask.learn2pd_filter import Filter
 from ramify.models.masked import MaskedLM, is_masked, load_masked
 from ramify.train.heads import estimate, same_run
 from ramify.train.job import Job
-from ramify.train.learn2pd import Records, is_list_model, prompts_for, record
+from ramify.train.learn2pd import Records, fit, is_list_model, prompts_for, record, settings
 from ramify.train.trainer import Progress, TrainConfig
-from ramify.train.trainer import train as descend
 
 PROMPTS, PROMPT = 400, 64
 BLOCK = 32  # where the model sees everything
@@ -26,10 +25,10 @@ def train(job: Job) -> Iterator[Progress]:
     """Train it into ``job.out/head``.
 
     Options: ``block``, positions of a block (the model's own, else 32; the whole answer of a list task); ``depth``,
-    layers (2); ``prompts``, how many are decoded (400); ``length``, positions behind each (four blocks); ``prompt``,
-    tokens of each (64). For list tasks only the first three matter.
+    layers (2); ``loss``, over the "open" positions or "all" (open); ``prompts``, how many are decoded (400);
+    ``length``, positions behind each (four blocks); ``prompt``, tokens of each (64). List tasks have their own length.
     """
-    options = job.take(block=None, depth=2, prompts=PROMPTS, length=None, prompt=PROMPT)
+    options = job.take(block=None, depth=2, prompts=PROMPTS, length=None, prompt=PROMPT, loss="open")
     if not isinstance(job.model, MaskedLM) and not is_masked(job.model):
         raise RamifyError(
             f"{job.model} is no masked denoiser, which learn2pd decodes; give one as --model, say demo-dlm"
@@ -40,22 +39,11 @@ def train(job: Job) -> Iterator[Progress]:
     length = symbols.ANSWER if lists else options["length"] or 4 * block
     torch.manual_seed(job.seed)
     head = Filter.new(lm.base, block=block, depth=options["depth"])
-    regime = Filter.regime
-    config = TrainConfig(
-        steps=job.steps or regime.steps,
-        learning_rate=job.learning_rate or regime.learning_rate,
-        optimizer="adamw",
-        warmup=regime.warmup,
-        cooldown=0.5,
-        weight_decay=regime.weight_decay,
-        seed=job.seed,
-        eval_every=max(1, (job.steps or regime.steps) // 10),
-        save_every=500,
-    )
+    config = settings(job.seed, job.steps, job.learning_rate)
     asked = options["prompts"] if not job.dry else 10
     prompts = prompts_for(lm, asked, options["prompt"], job.data, job.seed)
     if job.dry:
-        values = record(lm, prompts, length, block).values
+        values = record(lm, prompts, length, block, options["loss"]).values
         yield from estimate(head, lambda step: head.loss(lm.base, values), config)
         return
     described = {
@@ -70,14 +58,10 @@ def train(job: Job) -> Iterator[Progress]:
     same_run(job.out, described)
     file = job.out / "records.safetensors"
     if not file.exists():
-        record(lm, prompts, length, block).save(file)
+        record(lm, prompts, length, block, options["loss"]).save(file)
     records = Records.load(file)
-    training, validation, test = records.split(job.seed)
-    if not len(training) or not len(validation) or not len(test):
-        raise RamifyError(f"{asked} prompts are too few to train, validate and test with; give at least 20")
-    yield from descend(
-        head, lambda step: head.loss(lm.base, training), config, job.out, lambda: head.measure(lm.base, validation)
-    )
+    yield from fit(head, lm, records, config, job.out)
+    _, validation, test = records.split(job.seed)
     head.save(job.out / "head")
     figures = {"validation": head.measure(lm.base, validation), "test": head.measure(lm.base, test)}
     (job.out / "head" / "README.md").write_text(_card(job, lm, head, config, records, asked, length, figures))
@@ -97,13 +81,14 @@ def _card(
     data = "list tasks" if is_list_model(lm) else "excerpts of the standard library's training files"
     data = data if job.data is None else f"excerpts of {job.data.name}"
     options = "".join(f" -o {option}={value}" for option, value in job.options.items())
-    right = 100 * float(records.values[:, 1].mean())
+    _, held, weight = records.values.unbind(1)
+    right = 100 * float((held * weight).sum() / weight.sum())
     paragraphs = [
         f"A Learn2PD filter of {sum(p.numel() for p in head.parameters())} parameters for the denoiser `{lm.name}`: "
         f"blocks of {sizes.block} positions, {sizes.depth} layers.",
         f"Recipe: `ramify train learn2pd --model {lm.name}{options}`. {prompts} prompts ({data}), {length} positions "
         f"behind each, decoded one position a step; {len(records.values)} records of the oracle, of which "
-        f"{right:.1f} % of the predictions are right; split by prompt. {config.steps} steps of the full "
+        f"{right:.1f} % of the predictions that count are right; split by prompt. {config.steps} steps of the full "
         f"batch, AdamW, learning rate {config.learning_rate} (linear decay over the last half), weight decay "
         f"{config.weight_decay}, seed {config.seed}.",
     ]
