@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ramify.errors import RamifyError
 from ramify.methods.head import Fit, Head
 from ramify.models.causal import CausalLM, wrap
+from ramify.models.projection import StandIn
 
 BOOKKEEPING = ("architectures", "dtype", "transformers_version", "_name_or_path")
 
@@ -72,7 +73,7 @@ class FewLayers(Head):
             inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
             inner.load_state_dict(lm.model.get_input_embeddings().state_dict())
             if outer.weight is not inner.weight:
-                outer.load_state_dict(lm.original.get_output_embeddings().state_dict())
+                outer.load_state_dict(_lm_head(lm))
         model = model.to(lm.device).requires_grad_(False).eval()
         return wrap(model, lm.tokenizer, f"the draft of {lm.name}", weights=weights, owned=True)
 
@@ -97,6 +98,17 @@ def config_of(lm: CausalLM, kept: Sequence[int]) -> dict[str, Any]:
         config.layer_types = [config.layer_types[layer] for layer in kept]
     described = config.to_diff_dict() | {"model_type": config.model_type}
     found: dict[str, Any] = json.loads(json.dumps({k: v for k, v in described.items() if k not in BOOKKEEPING}))
+    return found
+
+
+def _lm_head(lm: CausalLM) -> dict[str, Tensor]:
+    """The weights of the target's LM head; where they cannot be loaded anew, what it multiplies with."""
+    head = lm.model.get_output_embeddings()
+    if lm.again is None and isinstance(head, StandIn):
+        product = head.whole[0].product
+        assert product is not None  # who stands in has been converted
+        return {"weight": product.dense()}
+    found: dict[str, Tensor] = lm.original.get_output_embeddings().state_dict()
     return found
 
 
