@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,11 +38,18 @@ BATCH = 40
 
 
 def run(
-    *, seed: int = 0, grid: int = 200, items: int = 300, images: int = 120, repeats: int = 3, batch: int = 8
+    *,
+    seed: int = 0,
+    grid: int = 200,
+    items: int = 300,
+    images: int = 120,
+    temperature: float = 0.65,
+    repeats: int = 3,
+    batch: int = 8,
 ) -> Outcome:
     """``grid`` grids, ``items`` lists of each task, ``images`` pictures; ``repeats`` timings of ``batch`` pictures.
 
-    0 leaves a part out.
+    0 leaves a part out. ``temperature``: the last one of pictures that are judged.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -55,7 +63,7 @@ def run(
             require_extra()
             lm, tokens = load_masked("demo-masked-image"), ImageTokens.load(BUNDLED["demo-masked-image"])
             if images:
-                _images(outcome, lm, tokens, images, seed)
+                _images(outcome, lm, tokens, images, temperature, seed)
             if repeats:
                 _times(outcome, lm, tokens, repeats, batch, seed)
     finally:
@@ -168,7 +176,7 @@ def _lists(outcome: Outcome, lm: MaskedLM, count: int, seed: int) -> None:
     )
 
 
-IMAGE_METHODS: dict[str, MaskedMethod] = {
+IMAGE_METHODS = {
     "16 + 0": ReCAP(local=0),
     "8 + 0": ReCAP(steps=8, local=0),
     "8 + 8": ReCAP(),
@@ -178,12 +186,12 @@ IMAGE_METHODS: dict[str, MaskedMethod] = {
 }
 
 
-def _images(outcome: Outcome, lm: MaskedLM, tokens: ImageTokens, count: int, seed: int) -> None:
+def _images(outcome: Outcome, lm: MaskedLM, tokens: ImageTokens, count: int, temperature: float, seed: int) -> None:
     judge = Judge(tokens)
     requests, labels = pictures(tokens, count, seed)
     rows: list[dict[str, Any]] = []
     for name, method in IMAGE_METHODS.items():
-        filled = fill(lm, method, requests, 8)
+        filled = fill(lm, replace(method, last_temperature=float(temperature)), requests, 8)
         found = {"positions": filled.positions, **_cells(judge.of(filled.tokens, labels))}
         rows.append({"whole + local": name, **found, "CPU s a picture": f"{filled.cpu / count:.3f}"})
     empty = {"positions": "", "CPU s a picture": ""}
@@ -191,7 +199,12 @@ def _images(outcome: Outcome, lm: MaskedLM, tokens: ImageTokens, count: int, see
         seen = _cells(judge.of(judge.real[split][-count:], balanced(len(judge.real[split]))[-count:]))
         cells: dict[str, Any] = empty | seen
         rows.append({"whole + local": name} | {key: cells[key] for key in list(rows[0])[1:]})
-    outcome.tables.append(Table(f"demo-masked-image, {count} pictures, by confidence, power schedule", rows))
+    outcome.tables.append(
+        Table(
+            f"demo-masked-image, {count} pictures, by confidence, power schedule, last temperature {temperature:g}",
+            rows,
+        )
+    )
 
 
 def _cells(quality: Quality) -> dict[str, str]:
