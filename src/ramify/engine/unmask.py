@@ -76,6 +76,14 @@ class Look:
         return self.law.gather(-1, self.tokens[..., None])[..., 0]
 
     @functools.cached_property
+    def entropy(self) -> Tensor:
+        """The law's entropy at every position, in nats: float64 [A, n]."""
+        # −Σ p ln p with ln p = l − ln Σ exp l, which spares a logarithm of every entry.
+        best, token = self.logits.max(dim=-1, keepdim=True)
+        total = best.double() - self.law.gather(-1, token).log()
+        return total[..., 0] - torch.linalg.vecdot(self.law, self.logits.clamp(min=-1e30).double())
+
+    @functools.cached_property
     def quota(self) -> Tensor:
         """How many positions the schedule wants to be fixed now: int64 [A], never more than are open."""
         wanted = torch.tensor([row.quota for row in self.rows], device=self.open.device)

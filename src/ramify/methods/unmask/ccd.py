@@ -135,7 +135,7 @@ class Coherent(Rule):
         stalled = ~chosen.any(1, keepdim=True)
         fix = fix | (look.best(ranks, look.quota) & stalled)
         self._remember(look, places, laws, at, now)
-        own = torch.special.entr(law).sum(-1)
+        own = look.entropy
         details = {
             "entropy": own.scatter(1, top, entropy.where(valid, own.gather(1, top))),
             "jsd": torch.zeros_like(own).scatter(1, top, jsd.where(valid, 0.0)),

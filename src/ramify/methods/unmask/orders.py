@@ -6,7 +6,7 @@ candidate (the argmax, or a draw), the score is
 
     random          u ~ U(0, 1)             confidence   p(x)  (LLaDA's low_confidence, Dream's maskgit_plus)
     left-to-right   minus the position      margin       the greatest p minus the second greatest
-                                            entropy      Σ p log(p + 1e-10)
+                                            entropy      Σ p log p
 
 A block of M open positions and s steps fixes ⌊M/s⌋ a step, the first M mod s steps one more. With one position a step
 an exact denoiser samples its joint law in any order; fixing several draws them from the product of their marginals,
@@ -39,17 +39,12 @@ def margin(look: Look) -> Tensor:
     return first - second
 
 
-def negative_entropy(look: Look) -> Tensor:
-    """Σ p log(p + 1e-10), as Dream has it: float64 [A, n]."""
-    return (look.law * (look.law + 1e-10).log()).sum(dim=-1)
-
-
 SCORES: dict[str, Callable[[Look], Tensor]] = {
     "random": Look.uniform,
     "left-to-right": lambda look: -look.positions.to(look.open.device).double(),
     "confidence": lambda look: look.confidence,
     "margin": margin,
-    "entropy": negative_entropy,
+    "entropy": lambda look: -look.entropy,
 }
 
 
