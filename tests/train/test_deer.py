@@ -166,7 +166,7 @@ def test_a_dry_run_says_what_it_would_take(data: Path, tmp_path: Path):
         ({"spans": -1}, "at least 0"),
         ({"batch": 0}, "at least 1"),
         ({"spans": 0, "continue": 0, "refine": 0}, "no stage has any steps"),
-        ({"layers": 3}, "layers"),
+        ({"layers": [0, 5]}, "2 layers"),
     ],
 )
 def test_bad_options(options: dict[str, Any], words: str, data: Path, tmp_path: Path):

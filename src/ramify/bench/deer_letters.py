@@ -133,7 +133,7 @@ def tables(pupils: Class, starts: Sequence[list[int]], new_tokens: int, alphas: 
     }
     written = decode(lm, Assistant(model=alone, length=16, schedule="constant"), starts, new_tokens)
     by_place = places(drafters)
-    size = sum(weight.numel() for weight in best.parameters() if weight.requires_grad)
+    size = sum(weight.numel() for weight in best.parameters())
     kept = outer(LAYERS, lm.layers)
     return [
         Table(

@@ -94,7 +94,8 @@ def on_the_demo(lm: CausalLM, starts: Sequence[list[int]], new_tokens: int, run_
         row: dict[str, Any] = {"drafter": name, "T = 0": found.tokens_per_call, "T = 0.7": sampled.tokens_per_call}
         row["as greedy"] = f"{sum(map(list.__eq__, found.texts, truth))} of {len(truth)}"
         stages.append(row)
-    sized, lengths = [], []
+    sized: list[dict[str, Any]] = []
+    lengths: list[dict[str, Any]] = []
     for nodes in (1, 4, 8, 16, 32):
         found = decode(lm, Deer(head=bundled, nodes=nodes), starts, new_tokens)
         sampled = decode(lm, Deer(head=bundled, nodes=nodes), starts, new_tokens, 0.7)

@@ -50,7 +50,9 @@ def train(job: Job) -> Iterator[Progress]:
         sample = torch.tensor(beginnings(texts, course.batch, length, job.seed)).to(lm.device)
         yield from estimate(head, lambda step: head.loss(lm, sample), course.config("continue"))
         return
-    described = {"method": "deer", "sizes": asdict(head.sizes), "course": asdict(course), "data": str(job.data)}
+    # As JSON gives it back, in which there are no tuples.
+    stages = asdict(course) | {"steps": list(course.steps)}
+    described = {"method": "deer", "sizes": asdict(head.sizes), "course": stages, "data": str(job.data)}
     same_run(job.out, described | {"model": lm.name} | options)
     file = job.out / "teacher.safetensors"
     if not file.exists():
