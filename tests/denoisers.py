@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from families import VOCABULARY, build
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from ramify.engine.request import Request
 from ramify.engine.sampling import Noise, Sampler
 from ramify.models.causal import wrap
 from ramify.models.masked import MaskedLM, masked
-from tests.families import VOCABULARY, build
 
 MASK = VOCABULARY - 1
 

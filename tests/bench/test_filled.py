@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from denoisers import denoiser
 
 from ramify.bench.filled import agreement, fill, likelihood, list_tasks, share_right
 from ramify.bench.parallelbench import symbols
@@ -14,7 +15,6 @@ from ramify.methods.unmask.orders import Unmask
 from ramify.methods.unmask.threshold import Threshold
 from ramify.models.causal import load
 from ramify.models.masked import load_masked
-from tests.denoisers import denoiser
 
 PROMPTS = [[3, 14, 15], [9, 2, 6, 5, 35], [8]]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from denoisers import MASK, denoiser, plain_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.engine.canvas import CanvasSession, Row
 from ramify.errors import RamifyError
 from ramify.models.masked import MaskedLM
-from tests.denoisers import MASK, denoiser, plain_logits
 
 
 def row(tokens: list[int], index: int = 0, start: int = 1) -> Row:

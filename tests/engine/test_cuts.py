@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from denoisers import denoiser, request
 
 from ramify.engine.events import Accepted, Cut, Scored, Unmasked
 from ramify.engine.feeding import Blockwise, Feeding, Sequential, Whole
 from ramify.engine.filling import Schedule
 from ramify.engine.unmask import Choice, Look, Rule, unmask
-from tests.denoisers import denoiser, request
 
 PROMPT = [3, 14, 15, 9]
 

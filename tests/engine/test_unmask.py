@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from denoisers import MASK, denoiser, plain_logits, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from ramify.engine.request import Request
 from ramify.engine.unmask import Choice, Look, Rule, unmask
 from ramify.errors import RamifyError
 from ramify.models.masked import MaskedLM
-from tests.denoisers import MASK, denoiser, plain_logits, request
 
 
 class Best(Rule):
@@ -267,9 +267,10 @@ def test_blocks_that_contradict_those_of_the_model() -> None:
 
 
 def test_nan_logits() -> None:
+    from families import build
+
     from ramify.models.causal import wrap
     from ramify.models.masked import masked
-    from tests.families import build
 
     lm = masked(wrap(build("gpt2"), None, "it"), MASK)
     with torch.no_grad():

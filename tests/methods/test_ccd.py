@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from denoisers import denoiser, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -23,7 +24,6 @@ from ramify.methods.registry import create
 from ramify.methods.unmask.ccd import CCD, Coherent, mixed
 from ramify.methods.unmask.ccd_code import CCDCode, Released
 from ramify.methods.unmask.orders import Unmask
-from tests.denoisers import denoiser, request
 
 PROMPTS = [[3, 14, 15], [9, 2, 6, 5, 35], [8]]
 

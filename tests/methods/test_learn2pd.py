@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from denoisers import denoiser, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,7 +30,6 @@ from ramify.methods.unmask.learn2pd_oracle import Oracle, decode_greedily
 from ramify.methods.unmask.orders import Unmask
 from ramify.methods.unmask.threshold import Threshold
 from ramify.models.masked import MaskedLM
-from tests.denoisers import denoiser, request
 
 PROMPTS = [[3, 14, 15], [9, 2, 6, 5, 35], [8]]
 LENGTHS = [8, 12, 10]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from denoisers import denoiser, request
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,6 @@ from ramify.engine.events import Event, Unmasked
 from ramify.errors import RamifyError
 from ramify.methods.unmask.maskgit import MaskGIT, cosine_left, ramp
 from ramify.methods.unmask.orders import Unmask
-from tests.denoisers import denoiser, request
 
 
 def fixed(events: list[Event]) -> list[tuple[int, ...]]:

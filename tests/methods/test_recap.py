@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from denoisers import MASK, denoiser, plain_logits, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,7 +20,6 @@ from ramify.methods.unmask.orders import Unmask
 from ramify.methods.unmask.recap import ReCAP
 from ramify.methods.unmask.recap_groups import power_counts, slices
 from ramify.models.masked import MaskedLM, load_masked
-from tests.denoisers import MASK, denoiser, plain_logits, request
 
 BASE = {"schedule": "even", "order": "random", "last_temperature": 1.0}
 

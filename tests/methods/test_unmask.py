@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from denoisers import MASK, denoiser, request
+from families import lm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,8 +23,6 @@ from ramify.methods.registry import catalogue, create
 from ramify.methods.unmask.orders import SCORES, TopK
 from ramify.methods.unmask.remasking import Running
 from ramify.methods.unmask.threshold import Above, Together
-from tests.denoisers import MASK, denoiser, request
-from tests.families import lm
 
 NAMES = ("unmask", "threshold", "factor", "remdm", "rcr")
 

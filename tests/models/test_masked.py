@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from denoisers import MASK, denoiser, plain_logits, save_as_dream, save_as_llada
+from families import VOCABULARY, build
 
 from ramify.engine.canvas import CanvasSession, Row
 from ramify.errors import RamifyError
 from ramify.models.causal import load, wrap
 from ramify.models.masked import Denoiser, MaskedLM, is_masked, load_masked, masked
-from tests.denoisers import MASK, denoiser, plain_logits, save_as_dream, save_as_llada
-from tests.families import VOCABULARY, build
 
 TOKENS = [3, 14, MASK, MASK, 15, 92, MASK, 6]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from denoisers import denoiser
 
 from ramify.bench.parallelbench import symbols
 from ramify.engine.request import Request
@@ -19,7 +20,6 @@ from ramify.models.causal import load
 from ramify.models.masked import Denoiser, MaskedLM, load_masked
 from ramify.train.job import Job, trainer
 from ramify.train.learn2pd import Records, answers, prompts_for, record
-from tests.denoisers import denoiser
 
 
 def test_every_block_begins_behind_the_answer_itself() -> None:

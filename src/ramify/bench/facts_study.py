@@ -237,7 +237,7 @@ def facts_model(folder: str | None, seed: int) -> CausalLM:
 
 def worlds(lm: CausalLM, questions: int, seed: int) -> Outcome:
     """The roles one by one, and all methods."""
-    size = sum(weight.numel() for weight in lm.model.parameters())
+    size = sum(weight.numel() for weight in lm.original.parameters())
     return Outcome(
         [
             Table(f"Worlds of facts, 2 × {questions} questions: exact match in %", table(lm, questions, seed)),
