@@ -16,6 +16,7 @@ from ramify.engine.events import Accepted, Cut, Event, Finished, Prefilled, Rema
 from ramify.engine.feeding import Blockwise, Delayed, Feeding, Sequential, Whole
 from ramify.engine.filling import Schedule, even
 from ramify.engine.request import Request
+from ramify.engine.sampling import Noise, Sampler
 from ramify.engine.unmask import Choice, Look, Rule, unmask
 from ramify.errors import RamifyError
 from ramify.models.masked import MaskedLM
@@ -277,3 +278,19 @@ def test_nan_logits() -> None:
         lm.model.get_output_embeddings().weight[5] = torch.nan
     with pytest.raises(RamifyError, match="NaN or infinite"):
         run(lm, [request(PROMPT, 3)])
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("feeding", [Whole(), Blockwise(dual=True), Delayed(4)])
+def test_processors_rule_over_open_positions_only(feeding: Feeding, greedy: bool) -> None:
+    """What stands in the canvas may be forbidden to be written; where it is held, nothing else is left there."""
+
+    def forbid(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.index_fill(1, torch.tensor([40, 41]), -torch.inf)
+
+    asked = Request(
+        PROMPT, 13, Sampler([forbid], greedy=greedy, noise=Noise(3)), canvas=[None, 40, None, 41, *[None] * 6]
+    )
+    text = texts(run(denoiser(), [asked], feeding=feeding, schedule=Schedule(block=5)))[0]
+    assert (text[1], text[3]) == (40, 41)
+    assert not {40, 41} & {*text[:1], *text[2:3], *text[4:]}

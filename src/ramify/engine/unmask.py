@@ -51,7 +51,7 @@ class Look:
 
     @functools.cached_property
     def tokens(self) -> Tensor:
-        """The candidate of every position: int64 [A, n], the likeliest token, or one drawn where the request samples.
+        """The candidate of every position: int64 [A, n], the likeliest token; drawn at the open ones of who samples.
 
         It is drawn from the law that the request's processors make (of the fixed tokens of its canvas as the prefix).
         """
@@ -60,14 +60,14 @@ class Look:
             sampler = row.request.sampler
             if sampler.is_argmax:
                 continue
-            count = int(self.inside[place].sum())
+            opened = self.open[place].nonzero()[:, 0]
             prefix = row.canvas.tokens[~row.canvas.open].to(self.logits.device)
-            laws = sampler.laws(prefix.expand(count, -1), self.logits[place, :count])
+            laws = sampler.laws(prefix.expand(len(opened), -1), self.logits[place, opened])
             if not sampler.greedy:
                 # float64: in lower precision the noise is coarse, which sharpens the law without saying so.
                 race = torch.empty(laws.shape, dtype=torch.float64).exponential_(generator=row.noise(TOKENS))
                 laws = laws.double() / race.to(laws.device)
-            drawn[place, :count] = laws.argmax(dim=-1)
+            drawn[place, opened] = laws.argmax(dim=-1)
         return drawn
 
     @functools.cached_property
@@ -81,7 +81,8 @@ class Look:
         # −Σ p ln p with ln p = l − ln Σ exp l, which spares a logarithm of every entry.
         best, token = self.logits.max(dim=-1, keepdim=True)
         total = best.double() - self.law.gather(-1, token).log()
-        return total[..., 0] - torch.linalg.vecdot(self.law, self.logits.clamp(min=-1e30).double())
+        mean: Tensor = torch.linalg.vecdot(self.law, self.logits.clamp(min=-1e30).double())
+        return total[..., 0] - mean
 
     @functools.cached_property
     def quota(self) -> Tensor:
@@ -230,9 +231,9 @@ def _look(session: CanvasSession, rows: Sequence[Filling], rule: Rule, feeding: 
     if any(len(own) < row.end - row.begin for own, row in zip(wanted, rows, strict=True)):
         logits = _spread(logits, wanted, rows, inside.shape[1])
         for place, (row, own) in enumerate(zip(rows, wanted, strict=True)):
-            read = torch.zeros_like(opened[place])
-            read[torch.tensor(own, dtype=torch.long) - row.begin] = True
-            opened[place] &= read
+            seen = torch.zeros_like(opened[place])
+            seen[torch.tensor(own, dtype=torch.long) - row.begin] = True
+            opened[place] &= seen
     device = logits.device
     logits = logits[:, : inside.shape[1]]
     return Look(rows, positions, inside.to(device), opened.to(device), logits, beyond), nodes

@@ -62,7 +62,8 @@ class Method(ABC):
         wall, cpu = time.perf_counter(), time.process_time()
         events = list(self.run(lm, requests))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        return [gather(lm, request, events, row, wall, cpu) for row, request in enumerate(requests)]
+        shares = apart(events, len(requests))
+        return [gather(lm, request, shares[row], row, wall, cpu) for row, request in enumerate(requests)]
 
     def bind(self, streamer: Any) -> Any:
         """This method with a transformers streamer, for ``model.generate(custom_generate=method.bind(streamer))``."""
@@ -274,9 +275,21 @@ def request_of(
     return Request(prompt, max_length, sampler, frozenset(stop_tokens), others, padding)
 
 
+def apart(events: Sequence[Event], rows: int) -> list[list[Event]]:
+    """For each of ``rows`` requests the events that are about it, those about no request in particular included."""
+    shares: list[list[Event]] = [[] for _ in range(rows)]
+    for event in events:
+        about = getattr(event, "rows", None)
+        if about is None:
+            about = [event.row] if hasattr(event, "row") else range(rows)
+        for row in about:
+            shares[row].append(event)
+    return shares
+
+
 def gather(lm: LM, request: Request, events: Sequence[Event], row: int, wall: float, cpu: float) -> Result:
-    """The result of ``row`` from a stream of events."""
-    own = [event for event in events if row in getattr(event, "rows", (getattr(event, "row", row),))]
+    """The result of ``row`` from the ``events`` about it."""
+    own = list(events)
     stats = Stats.of(own, row)
     stats.wall_seconds, stats.cpu_seconds = wall, cpu
     tokens = [token for event in own if isinstance(event, Accepted) for token in event.tokens]

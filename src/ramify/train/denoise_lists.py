@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ramify.bench.parallelbench import symbols
+from ramify.bench.parallelbench.analysis import by_count, replace_accuracy, shuffle_accuracy
 from ramify.errors import RamifyError
 from ramify.train.denoisers import at, curve, fill_at_random, fill_where_sure, small_decoder
 from ramify.train.denoising import Denoise, block_loss, block_pass, full_pass, sft_loss, sight
@@ -30,8 +31,8 @@ THRESHOLDS = (0.5, 0.7, 0.9)
 IDEAL = {  # of six items, so many at once, by an exact denoiser
     "copy": (1.0, 1.0, 1.0, 1.0),
     "reverse": (1.0, 1.0, 1.0, 1.0),
-    "replace-random": (1.0, 0.7335, 0.6044, 0.4019),
-    "shuffle": (1.0, 0.3125, 0.1389, 0.0154),
+    "replace-random": tuple(replace_accuracy(by_count(6, each)) for each in EACH),
+    "shuffle": tuple(shuffle_accuracy(by_count(6, each)) for each in EACH),
 }
 
 

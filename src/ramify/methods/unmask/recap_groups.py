@@ -57,23 +57,22 @@ class Groups(Rule, Feeding):
                 self._begin(row)
         order: Tensor | None = None
         fix = torch.zeros_like(look.open)
-        noises, drawn = [], []
+        temperatures = []
         for place, row in enumerate(look.rows):
             course = self.courses[row.canvas.index]
-            whole = course.now is None
             if course.now is None:
                 order = self._order(look) if order is None else order
                 course.now = self._group(course, row, look.positions[place, order[place]].tolist())
             group = course.now
-            drawn.append(range(row.end - row.begin) if whole else [target - row.begin for target in group.targets])
             taken = group.targets[: group.counts[0]]
             fix[place, torch.tensor(taken) - row.begin] = True
             del group.targets[: group.counts.pop(0)]
             if not group.counts:
                 course.now = None
             share = math.sqrt(row.steps / max(course.steps - 1, 1))
-            noises.append(self.method.last_temperature + (1 - share) * (1 - self.method.last_temperature))
-        return Choice(fix, _draw(look, drawn, torch.tensor(noises, device=look.logits.device)))
+            temperatures.append(self.method.last_temperature + (1 - share) * (1 - self.method.last_temperature))
+        warm = torch.tensor(temperatures, device=look.logits.device)
+        return Choice(fix, replace(look, logits=look.logits / warm[:, None, None]).tokens)
 
     def fed(self, row: Filling, held: set[int]) -> list[int] | None:
         course = self.courses.get(row.canvas.index)
@@ -113,19 +112,6 @@ class Groups(Rule, Feeding):
             noise = self.method.confidence_noise * torch.tensor(left, dtype=torch.float64, device=look.open.device)
             scores = _drawn_confidence(look).log() + noise[:, None] * gumbel(look)
         return scores.masked_fill(~look.open, -torch.inf).argsort(dim=1, descending=True, stable=True)
-
-
-def _draw(look: Look, columns: Sequence[Sequence[int]], temperatures: Tensor) -> Tensor:
-    """Tokens [A, n] at the row's temperature [A], drawn at its ``columns`` alone: others were not read by this pass."""
-    widest = max(map(len, columns))
-    index = torch.tensor([[*own, *[0] * (widest - len(own))] for own in columns], device=look.logits.device)
-    inside = torch.arange(widest) < torch.tensor(list(map(len, columns)))[:, None]
-    logits = look.logits.gather(1, index[..., None].expand(-1, -1, look.logits.shape[-1]))
-    part = replace(look, inside=inside, logits=logits / temperatures[:, None, None])
-    tokens = torch.zeros_like(look.positions, device=look.logits.device)
-    for place, own in enumerate(columns):
-        tokens[place, index[place, : len(own)]] = part.tokens[place, : len(own)]
-    return tokens
 
 
 def _drawn_confidence(look: Look) -> Tensor:
