@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from test_cli import ramify, refused  # noqa: F401 - a fixture
+from test_cli import answered, ramify, refused  # noqa: F401 - fixtures
 
 from ramify.models.causal import DEMO
 
@@ -50,6 +51,16 @@ def test_blanks_are_filled(model: str) -> None:
     assert told["text"].endswith("\n")
 
 
+def test_a_picture_as_it_fills(tmp_path: Path, answered: Callable[..., dict[str, Any]]) -> None:  # noqa: F811
+    file = tmp_path / "frames.png"
+    arguments = ("-m", "demo-masked-image", "--method", "maskgit", "-o", "steps=4", "--frames", str(file))
+    told = answered("unmask", "brick", *arguments)
+    assert len(told["tokens"]) == 256
+    assert max(told["tokens"]) < 64  # codes only, no class
+    assert told["stats"]["passes"] == 4
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -61,6 +72,8 @@ def test_blanks_are_filled(model: str) -> None:
         (["def", "-m", "MODEL", "-o", "steps=0"], "steps is 0"),
         (["def", "-m", "MODEL", "-o", "steps=99"], "99 steps cannot fill 64 open positions"),
         (["def", "-m", "MODEL", "-o", "cache=double"], "takes 'none' or 'prefix' or 'dual' or 'delayed'"),
+        (["def", "-m", "MODEL", "--frames", "a.png"], "is no image model"),
+        (["bricks", "-m", "demo-masked-image"], "did you mean 'brick'"),
         (["def", "-m", "MODEL", "--mask-token", "[NONE]"], "has no token '[NONE]'"),
     ],
 )

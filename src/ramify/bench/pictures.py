@@ -54,13 +54,8 @@ def grids(count: int, seed: int) -> list[Request]:
 def pictures(tokens: ImageTokens, count: int, seed: int) -> tuple[list[Request], Tensor]:
     """Empty canvases behind the classes in turn, and the classes: int64 [count]."""
     labels = balanced(count)
-    codes = torch.arange(tokens.vocab_size) < tokens.codes
-
-    def only_codes(_: Tensor, scores: Tensor) -> Tensor:
-        return scores.masked_fill(~codes, -torch.inf)
-
     requests = [
-        Request([tokens.codes + label], 1 + tokens.length, _drawing(seed, number, only_codes))
+        Request([tokens.codes + label], 1 + tokens.length, _drawing(seed, number, tokens.only_codes))
         for number, label in enumerate(labels.tolist())
     ]
     return requests, labels

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ramify.engine.events import Event
     from ramify.engine.request import Request
     from ramify.engine.result import Result
+    from ramify.models.image_tokens import ImageTokens
     from ramify.models.masked import MaskedLM
 
 OPEN = "\N{LIGHT SHADE}"
@@ -24,7 +25,11 @@ OPEN = "\N{LIGHT SHADE}"
 
 def unmask(
     canvas: Annotated[
-        str, typer.Argument(help="The text to continue, or to fill in at its blanks; - reads it from standard input.")
+        str,
+        typer.Argument(
+            help="The text to continue, or to fill in at its blanks; - reads it from standard input. For an image "
+            "model the class of the picture."
+        ),
     ] = "-",
     model: Annotated[
         str, typer.Option("--model", "-m", help="'demo-dlm', a local folder or a hub id.", metavar="MODEL")
@@ -42,6 +47,9 @@ def unmask(
     temperature: shell.Temperature = None,
     top_p: shell.TopP = None,
     top_k: shell.TopK = None,
+    frames: Annotated[
+        Path | None, typer.Option(help="Of an image model: the picture as it fills, side by side, in this PNG file.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Draw the canvas over time, on one page, in this file.")] = None,
     dtype: shell.Dtype = None,
     device: shell.Device = None,
@@ -54,15 +62,22 @@ def unmask(
     if not text:
         raise RamifyError("the canvas is empty; give at least one character")
     shell.writable(html)
+    shell.writable(frames)
     settings = sampling(temperature, top_p, top_k)
-    parts = split(text, blank, blank_tokens)
+    parts: str | list[str | int] | list[int] = split(text, blank, blank_tokens)
+    open_behind = None if blank else max_new_tokens
     with shell.waiting("loading torch …"):
         chosen = build(method, option or [])
     lm = load(model, mask_token, dtype, device, trust_remote_code)
+    tokens = image_tokens(model)
+    if tokens is not None:
+        parts, open_behind = [tokens.class_id(text.strip())], tokens.length
+        settings = {"do_sample": True, "logits_processor": [tokens.only_codes], **settings}
+    elif frames:
+        raise RamifyError(f"{model} is no image model, so there are no frames; use --html")
 
     from ramify.unmasking import stream
 
-    open_behind = None if blank else max_new_tokens
     watched = stream(lm, parts, chosen, max_new_tokens=open_behind, seed=seed, **settings)
     show = Screen(lm, watched.request)
     with show:
@@ -74,14 +89,18 @@ def unmask(
         from ramify.report.canvas import write
 
         write(result, html, method=chosen, model=model, tokenizer=lm.tokenizer)
+    if frames and tokens is not None:
+        from ramify.report import frames as pictures
+
+        pictures.write([result], tokens, frames)
     if json:
         shell.emit({"model": model, "method": method, "seed": seed, "canvas": text, **report(result)})
         return
-    sys.stdout.write(f"{result.text}\n")
+    sys.stdout.write(f"{result.text if lm.tokenizer is not None else ' '.join(map(str, result.tokens))}\n")
     sys.stdout.flush()
     shell.note(footer(result))
-    if html:
-        shell.note(f"the canvas is drawn in {html}")
+    for file in filter(None, (html, frames)):
+        shell.note(f"the canvas is drawn in {file}")
 
 
 def load(
@@ -95,6 +114,15 @@ def load(
         return ramify.load_masked(
             model, mask_token=mask_token, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
+
+
+def image_tokens(model: str) -> ImageTokens | None:
+    """The tokens of an image model, None for a model of text."""
+    from ramify.models.causal import BUNDLED
+    from ramify.models.image_tokens import FILE, ImageTokens
+
+    folder = Path(BUNDLED.get(model, model))
+    return ImageTokens.load(folder) if (folder / FILE).exists() else None
 
 
 def split(text: str, blank: str | None, count: int) -> str | list[str | int]:

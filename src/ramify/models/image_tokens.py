@@ -66,6 +66,10 @@ class ImageTokens:
             raise unknown("class", name, self.classes)
         return self.codes + self.classes.index(name)
 
+    def only_codes(self, _: Tensor, scores: Tensor) -> Tensor:
+        """A logits processor: of ``scores`` [B, V] nothing but codes is left, for no class stands in a picture."""
+        return scores.masked_fill(torch.arange(scores.shape[-1], device=scores.device) >= self.codes, -torch.inf)
+
     def encode(self, images: Tensor) -> Tensor:
         """Tokens [B, rows · columns] of ``images`` [B, height, width], grey from 0 to 1."""
         height, width = (count * self.side for count in self.grid)
