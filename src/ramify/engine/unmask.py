@@ -51,11 +51,13 @@ class Look:
 
     @functools.cached_property
     def tokens(self) -> Tensor:
-        """The candidate of every position: int64 [A, n], the likeliest token; drawn at the open ones of who samples.
+        """The candidate of every open position: int64 [A, n], the likeliest token, or one drawn for who samples.
 
         It is drawn from the law that the request's processors make (of the fixed tokens of its canvas as the prefix).
+        What stands at other positions means nothing.
         """
-        drawn = self.logits.argmax(dim=-1)
+        drawn = torch.zeros(self.open.shape, dtype=torch.long, device=self.open.device)
+        drawn[self.open] = self._opened.argmax(dim=-1)
         for place, row in enumerate(self.rows):
             sampler = row.request.sampler
             if sampler.is_argmax:
@@ -72,8 +74,20 @@ class Look:
 
     @functools.cached_property
     def confidence(self) -> Tensor:
-        """The law's probability of the candidate of every position: float64 [A, n]."""
-        return self.law.gather(-1, self.tokens[..., None])[..., 0]
+        """The law's probability of the candidate of every open position, 1 at all others: float64 [A, n]."""
+        return self.probability(self.tokens, self.open)
+
+    def probability(self, tokens: Tensor, where: Tensor) -> Tensor:
+        """The law's probability of ``tokens`` [A, n] at the positions ``where`` [A, n], 1 at all others: float64."""
+        law = torch.softmax(self._opened if where is self.open else self.logits[where], dim=-1, dtype=torch.float64)
+        found = torch.ones(where.shape, dtype=torch.float64, device=where.device)
+        found[where] = law.gather(-1, tokens[where][:, None])[:, 0]
+        return found
+
+    @functools.cached_property
+    def _opened(self) -> Tensor:
+        """The logits of all open positions: [k, V]; those of the others are seldom asked for."""
+        return self.logits[self.open]
 
     @functools.cached_property
     def entropy(self) -> Tensor:
@@ -258,7 +272,7 @@ def _apply(lm: MaskedLM, look: Look, choice: Choice) -> list[Written]:
     if bool((choice.fix & ~look.open).any()):
         raise RamifyError("a rule may fix open positions only; what is fixed already has to be reopened first")
     tokens = look.tokens if choice.tokens is None else choice.tokens
-    confidences = look.law.gather(-1, tokens[..., None])[..., 0]
+    confidences = look.confidence if choice.tokens is None else look.probability(tokens, choice.fix)
     fix, tokens, confidences = choice.fix.cpu(), tokens.cpu(), confidences.cpu()
     reopen = None if choice.reopen is None else choice.reopen.cpu()
     written: list[Written] = []

@@ -45,13 +45,13 @@ class Oracle(Rule):
         self.records: list[Record] = []
 
     def choose(self, look: Look) -> Choice:
-        fix, tokens = torch.zeros_like(look.open), look.tokens.clone()
+        fix, tokens = torch.zeros_like(look.open), look.logits.argmax(dim=-1)
         for place, row in enumerate(look.rows):
             index, inside = row.canvas.index, look.inside[place]
-            said, count = look.tokens[place], int(inside.sum())
+            said, count = tokens[place].clone(), int(inside.sum())
             answer = self.references[index][look.positions[place]].to(said.device)
             right = said == answer
-            sure, opened = look.confidence[place, :count].float().cpu(), look.open[place, :count].cpu()
+            sure, opened = look.law[place, :count].amax(dim=-1).float().cpu(), look.open[place, :count].cpu()
             self.records.append(Record(index, sure, right[:count].cpu(), opened))
             stuck = not look.first[place] and torch.equal(self.before[index][:count], said[:count])
             good = right & look.open[place]
