@@ -15,7 +15,7 @@ from ramify.methods.options import build_spec
 from ramify.models.masked import MaskedLM, load_masked
 from ramify.unmasking import request
 
-METHODS = "unmask,threshold,factor,remdm,rcr,ccd,learn2pd:eotp=off"
+METHODS = "unmask,threshold,factor,remdm,rcr,ccd,learn2pd"
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
     methods: str = METHODS,
     new_tokens: int = 128,
     prompt_tokens: int = 64,
-    block: int = 32,
+    block: int = 16,
     batch: int = 4,
     repeats: int = 3,
 ) -> Outcome:
