@@ -6,7 +6,7 @@ import functools
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ramify.engine.drafter import Drafter
-from ramify.engine.events import Accepted, Event
+from ramify.engine.events import Accepted, Event, Noted, Scored
 from ramify.engine.feeding import Blockwise, Delayed, Feeding, Sequential, Whole
 from ramify.engine.filling import Schedule
 from ramify.engine.request import Request
@@ -279,9 +279,13 @@ def apart(events: Sequence[Event], rows: int) -> list[list[Event]]:
     """For each of ``rows`` requests the events that are about it, those about no request in particular included."""
     shares: list[list[Event]] = [[] for _ in range(rows)]
     for event in events:
-        about = getattr(event, "rows", None)
-        if about is None:
-            about = [event.row] if hasattr(event, "row") else range(rows)
+        match event:
+            case Noted():
+                about: Iterable[int] = range(rows)
+            case Scored():
+                about = event.rows
+            case _:
+                about = (event.row,)
         for row in about:
             shares[row].append(event)
     return shares
