@@ -8,14 +8,14 @@ from denoisers import MASK, denoiser, plain_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramify.engine.canvas import CanvasSession, Row
+from ramify.engine.canvas import Canvas, CanvasSession
 from ramify.errors import RamifyError
 from ramify.models.masked import MaskedLM
 
 
-def row(tokens: list[int], index: int = 0, start: int = 1) -> Row:
+def row(tokens: list[int], index: int = 0, start: int = 1) -> Canvas:
     ids = torch.tensor(tokens)
-    return Row(index, ids, ids == MASK, start)
+    return Canvas(index, ids, ids == MASK, start)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ramify.engine.canvas import Row
+from ramify.engine.canvas import Canvas
 from ramify.engine.events import Accepted, Scored, Unmasked
 from ramify.engine.filling import Filling
 from ramify.engine.request import Request
@@ -32,7 +32,7 @@ class World:
     """Laws that do not depend on what is fixed: one table [n, X] for each step."""
 
     def __init__(self, rule: Rule, count: int) -> None:
-        canvas = Row(0, torch.full((count,), 99), torch.ones(count, dtype=torch.bool), 0)
+        canvas = Canvas(0, torch.full((count,), 99), torch.ones(count, dtype=torch.bool), 0)
         self.row = Filling(Request([], count), canvas, 0, count, [], [1] * count, [])
         self.rule = rule
 

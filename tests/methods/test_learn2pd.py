@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ramify.engine.canvas import Row
+from ramify.engine.canvas import Canvas
 from ramify.engine.events import Accepted, Cut, Scored, Unmasked
 from ramify.engine.filling import Filling
 from ramify.engine.request import Request
@@ -77,7 +77,7 @@ def look(
     """One row with a block of ``logits`` [n, V], and ``later`` [m, V] behind it."""
     count, behind = len(logits), 0 if later is None else len(later)
     is_open = torch.ones(count, dtype=torch.bool) if opened is None else torch.tensor(opened)
-    canvas = Row(0, torch.full((count + behind,), 99), torch.cat([is_open, torch.ones(behind, dtype=torch.bool)]), 0)
+    canvas = Canvas(0, torch.full((count + behind,), 99), torch.cat([is_open, torch.ones(behind, dtype=torch.bool)]), 0)
     asked = Request([], count + behind, stop_tokens=frozenset(ends))
     row = Filling(asked, canvas, 0, count, [count + behind], [1] * count, [1])
     beyond = [(torch.arange(count, count + behind), torch.empty(0, 3) if later is None else later)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ramify
-from ramify.engine.canvas import Row
+from ramify.engine.canvas import Canvas
 from ramify.engine.events import Remasked, Unmasked
 from ramify.engine.filling import Filling
 from ramify.engine.result import Result
@@ -32,7 +32,7 @@ def look(laws: list[list[float]], opened: list[bool] | None = None, quota: int =
     count = len(laws)
     opened = opened or [True] * count
     flags = torch.tensor([opened])
-    row = Row(0, torch.zeros(count, dtype=torch.long), flags[0].clone(), 0)
+    row = Canvas(0, torch.zeros(count, dtype=torch.long), flags[0].clone(), 0)
     filling = Filling(request([], count), row, 0, count, [], [quota], [])
     logits = torch.tensor([laws]).clamp(min=1e-30).log()
     return Look([filling], torch.arange(count)[None], torch.ones_like(flags), flags, logits)

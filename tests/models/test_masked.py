@@ -10,7 +10,7 @@ import torch
 from denoisers import MASK, denoiser, plain_logits, save_as_dream, save_as_llada
 from families import VOCABULARY, build
 
-from ramify.engine.canvas import CanvasSession, Row
+from ramify.engine.canvas import Canvas, CanvasSession
 from ramify.errors import RamifyError
 from ramify.models.causal import load, wrap
 from ramify.models.masked import Denoiser, MaskedLM, is_masked, load_masked, masked
@@ -19,7 +19,7 @@ TOKENS = [3, 14, MASK, MASK, 15, 92, MASK, 6]
 
 
 def logits_of(lm: MaskedLM, tokens: list[int]) -> torch.Tensor:
-    row = Row(0, torch.tensor(tokens), torch.tensor(tokens) == MASK, 0)
+    row = Canvas(0, torch.tensor(tokens), torch.tensor(tokens) == MASK, 0)
     return CanvasSession(lm, [row]).score([range(len(tokens))])[0][0]
 
 

@@ -21,7 +21,7 @@ from ramify.models.masked import MaskedLM
 
 
 @dataclass
-class Row:
+class Canvas:
     """One canvas. ``tokens``: [L], what stands at every position, the mask token where it is open. ``open``: bool [L].
 
     ``start``: the first position behind the prompt. ``index``: which request it belongs to.
@@ -58,7 +58,7 @@ class CanvasSession:
     be changed between passes, but not from or to none.
     """
 
-    def __init__(self, lm: MaskedLM, rows: Sequence[Row], guidance: float = 0.0) -> None:
+    def __init__(self, lm: MaskedLM, rows: Sequence[Canvas], guidance: float = 0.0) -> None:
         lm.refresh()
         self.lm = lm
         self.rows = list(rows)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ramify.engine.canvas import Row
+from ramify.engine.canvas import Canvas
 from ramify.engine.request import Request
 from ramify.engine.sampling import Noise
 from ramify.errors import RamifyError
@@ -23,7 +23,7 @@ class Filling:
     """
 
     request: Request
-    canvas: Row
+    canvas: Canvas
     begin: int
     end: int
     bounds: list[int]
@@ -111,7 +111,7 @@ class Schedule:
             raise RamifyError(
                 f"{steps} steps cannot fill {count} open positions in {needed} blocks; give {needed} to {count}"
             )
-        row = Filling(request, Row(index, tokens, opened, start), start, start, ends, [], _shares(busy, steps))
+        row = Filling(request, Canvas(index, tokens, opened, start), start, start, ends, [], _shares(busy, steps))
         row.advance()
         return row
 
