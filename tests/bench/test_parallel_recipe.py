@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from families import build, byte_lm, byte_tokenizer
 
 from ramify.bench.parallelbench import symbols
 from ramify.bench.parallelbench.answering import clipped, scored
-from ramify.bench.parallelbench.control import load_control
 from ramify.bench.parallelbench.denoisers import Symbols
 from ramify.bench.parallelbench.exact import exact_lm
 from ramify.bench.parallelbench.filling import fill, prompts_of
@@ -124,7 +124,8 @@ def test_the_damage_of_caches() -> None:
 
 @bundled
 def test_the_prompt_of_the_control_does_not_see_the_answer() -> None:
-    lm = load_control(BUNDLED["list-model"])
+    lm = load_masked("list-model")
+    lm = MaskedLM(lm.base, replace(lm.facts, prefix_causal=symbols.PROMPT))
     prompts = prompts_of(["copy"], 4, 0)
     found = fill(lm, build_spec("threshold:block=12:cache=prefix"), prompts, batch=1)["copy"]
     plain = fill(lm, build_spec("threshold:block=12"), prompts, batch=1)["copy"]

@@ -46,6 +46,21 @@ def test_a_model_that_sees_in_blocks_sees_no_later_one() -> None:
     torch.testing.assert_close(logits_of(lm, TOKENS)[:4, :MASK], logits_of(lm, other)[:4, :MASK])
 
 
+def test_a_prompt_that_does_not_see_the_answer() -> None:
+    lm = MaskedLM(denoiser().base, Denoiser(MASK, prefix_causal=2))
+    found, other = logits_of(lm, TOKENS), logits_of(lm, [*TOKENS[:-1], 7])
+    torch.testing.assert_close(found[:2], other[:2])
+    assert not torch.allclose(found[2, :MASK], other[2, :MASK])
+    alone = logits_of(denoiser(), TOKENS[:2])  # what the prompt would be without any answer behind it
+    torch.testing.assert_close(found[:2, :MASK], alone[:, :MASK], atol=1e-4, rtol=1e-4)
+    row = Canvas(0, torch.tensor(TOKENS), torch.tensor(TOKENS) == MASK, 2)
+    session = CanvasSession(lm, [row])
+    session.score([range(2, 8)])
+    session.hold([[6, 7]])
+    with pytest.raises(RamifyError, match="whole pass only"):
+        session.score([range(2, 6)], [range(6)])
+
+
 def test_llada(tmp_path: Path) -> None:
     model = build("llama")
     lm = load_masked(save_as_llada(tmp_path / "llada", model))
@@ -141,5 +156,7 @@ def test_what_cannot_be_a_canvas() -> None:
         masked(wrap(build("mamba"), None, "it"), MASK)
     with pytest.raises(RamifyError, match="at least 1 position"):
         masked(wrap(build("gpt2"), None, "it"), MASK, {"block": 0})
+    with pytest.raises(RamifyError, match="a number of positions"):
+        masked(wrap(build("gpt2"), None, "it"), MASK, {"prefix_causal": -1})
     with pytest.raises(RamifyError, match="not understood"):
         masked(wrap(build("gpt2"), None, "it"), MASK, {"blocks": 4})

@@ -102,7 +102,8 @@ def test_a_small_run_of_the_list_model(tmp_path: Path, options: dict[str, Any]):
     assert [progress.step for progress in train_list_model(tmp_path, config)] == [1, 2, 3]
     saved = json.loads((tmp_path / "model" / "config.json").read_text())["denoiser"]
     assert (saved["mask_token_id"], saved["block"]) == (symbols.MASK, options.get("block"))
-    assert saved.get("prefix_causal", False) == options.get("prefix_causal", False)
+    assert saved.get("prefix_causal", 0) == (symbols.PROMPT if options.get("prefix_causal") else 0)
+    assert load_masked(tmp_path / "model").facts.prefix_causal == saved.get("prefix_causal", 0)
     card = (tmp_path / "model" / "README.md").read_text()
     assert all(f"-o {name}=" in card for name in options)
     assert "0.402" in card

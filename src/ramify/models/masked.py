@@ -8,15 +8,17 @@ Dream are read as the Llama and the Qwen2 that they are (``ramify.models.layouts
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ramify.errors import RamifyError
+from ramify.models.cache import RowCache
 from ramify.models.causal import BUNDLED, CausalLM, open_model
-from ramify.models.forward import Forward, sliding_window
+from ramify.models.forward import Forward, Nodes, sliding_window
 from ramify.models.layouts import model_type, settings_of
 
 
@@ -27,13 +29,38 @@ class Denoiser:
     ``mask_token_id``: the token that stands at open positions. ``shift``: the logits for position i leave the model at
     position i − 1 (Dream). ``block``: positions see their own block of that many positions and the blocks before it;
     None where all see all. ``null_token_id``: what takes the place of the prompt in the unconditional pass of
-    classifier-free guidance; None for the mask token (LLaDA).
+    classifier-free guidance; None for the mask token (LLaDA). ``prefix_causal``: so many first positions see each other
+    and not what follows: the prompts of a model whose prompts all have that length; 0 where all see all.
     """
 
     mask_token_id: int
     shift: bool = False
     block: int | None = None
     null_token_id: int | None = None
+    prefix_causal: int = 0
+
+
+class Blind:
+    """A forward pass in which the first ``prompt`` positions see each other only."""
+
+    def __init__(self, forward: Forward, prompt: int) -> None:
+        self.forward, self.prompt = forward, prompt
+        self.name, self.dtype, self.weights = forward.name, forward.dtype, forward.weights
+
+    def current(self) -> bool:
+        return self.forward.current()
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.forward.embed(tokens)
+
+    def __call__(self, nodes: Nodes, cache: RowCache) -> tuple[Tensor, dict[int, Tensor]]:
+        answer = nodes.positions >= self.prompt
+        hidden = ~answer[:, :, None] & answer[:, None, :]
+        if any(nodes.lengths) and bool((~answer).any()):  # entries that are held would be seen by the prompt
+            raise RamifyError(
+                "a prompt that does not see the answer is read in a whole pass only; give canvases one by one"
+            )
+        return self.forward(replace(nodes, ancestors=nodes.ancestors & ~hidden), cache)
 
 
 @dataclass(eq=False, repr=False)
@@ -64,7 +91,8 @@ class MaskedLM:
 
     @property
     def forward(self) -> Forward:
-        return self.base.forward
+        blind = self.facts.prefix_causal
+        return Blind(self.base.forward, blind) if blind else self.base.forward
 
     @property
     def device(self) -> torch.device:
@@ -121,8 +149,8 @@ def load_masked(
 ) -> MaskedLM:
     """Load a masked denoiser.
 
-    ``source``: a bundled model ("demo-dlm", "list-model", "grid-model", "demo-masked-image"), a local folder in
-    transformers' layout or in that of LLaDA or Dream (whose own code is not run), a hub id, or a model object.
+    ``source``: a bundled model ("demo-dlm", "demo-masked-image", "list-model", "grid-model"), a local
+    folder in transformers' layout or that of LLaDA or Dream (whose own code is not run), a hub id, or a model object.
     ``mask_token``, ``shift``, ``block``: how the model was trained to read a canvas, see ``Denoiser``; None for what
     its config says. A text for ``mask_token`` is looked up in the tokenizer. The other settings are those of ``load``.
 
@@ -169,6 +197,8 @@ def masked(lm: CausalLM, mask_token: int | str | None = None, given: Mapping[str
         )
     if denoiser.block is not None and denoiser.block < 1:
         raise RamifyError(f"the block of {lm.name} is {denoiser.block}; blocks have at least 1 position")
+    if denoiser.prefix_causal < 0:
+        raise RamifyError(f"prefix_causal of {lm.name} is {denoiser.prefix_causal}; it is a number of positions")
     lm.require_trees("a canvas")
     if sliding_window(lm.model) is not None:
         raise RamifyError(f"{lm.name} has a sliding attention window, which a canvas has no use for")

@@ -79,7 +79,7 @@ def train_list_model(out: Path, config: ListModelConfig, dry: bool = False) -> I
     torch.manual_seed(config.train.seed)
     model = small_decoder(symbols.VOCABULARY, symbols.LENGTH, symbols.MASK, config.block, initial=0.1)
     if config.prefix_causal:
-        model.config.denoiser["prefix_causal"] = True
+        model.config.denoiser["prefix_causal"] = symbols.PROMPT
     prompts, answers = symbols.samples(config.pool, at(config.train.seed, -1))
     pool = torch.cat([prompts, answers], 1)
     answer = (torch.arange(symbols.LENGTH) >= symbols.PROMPT).expand(config.batch, -1)

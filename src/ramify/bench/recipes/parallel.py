@@ -13,7 +13,6 @@ import torch
 from ramify.bench.chart import Chart
 from ramify.bench.parallelbench import analysis, sweeps
 from ramify.bench.parallelbench.answering import scored
-from ramify.bench.parallelbench.control import load_control
 from ramify.bench.parallelbench.filling import prompts_of
 from ramify.bench.parallelbench.prompts import TEMPLATES
 from ramify.bench.parallelbench.symbols import LENGTHS, MASK, MOST, VOCABULARY
@@ -56,7 +55,7 @@ def run(
     try:
         lm = load_masked(model) if is_masked(model) else load(model)
         if isinstance(lm, MaskedLM) and (lm.vocab_size, lm.mask_id) == (VOCABULARY, MASK):
-            return lists(lm, load_control(control) if control else None, count, trials, others, seed)
+            return lists(lm, load_masked(control) if control else None, count, trials, others, seed)
         return texts(lm, families.split(","), methods, count, new)
     finally:
         torch.set_num_threads(before)
