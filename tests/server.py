@@ -10,7 +10,7 @@ import json
 import random
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -33,6 +33,7 @@ class Server:
     chats, no echo, and asked for with 0 alternatives, none at all (llama.cpp). ``tempered``: log-probabilities follow
     the temperature (SGLang). ``echo``: False passes over it. ``new_length``: chats know max_completion_tokens only.
     ``faults``: what happens to the next requests, None for an answer. ``gate``: called at the start of each request.
+    ``hold``: streams wait behind so many tokens until the caller hangs up; ``hung_up``: how often that came.
 
     ``requests``: their bodies, with "path" and "key". ``peak``: most of them under way at once. ``tokens``: of all
     answers, prompts included.
@@ -49,6 +50,8 @@ class Server:
     new_length: bool = False
     faults: deque[Fault | None] = field(default_factory=deque)
     gate: Callable[[], Any] = lambda: None
+    hold: int | None = None
+    hung_up: int = 0
     requests: list[dict[str, Any]] = field(default_factory=list)
     active: int = 0
     peak: int = 0
@@ -116,6 +119,22 @@ class Server:
         usage = {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
         return {"id": "1", "object": "text_completion", "choices": [choice], "usage": usage}
 
+    def chunks(self, answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """``answer`` as a stream has it: a chunk for each token, and the usage behind them."""
+        [choice] = answer["choices"]
+        chat, found = "message" in choice, choice.get("logprobs")
+        text = choice["message"]["content"] if chat else choice["text"]
+        count = answer["usage"]["completion_tokens"]
+        for place in range(count):
+            # Where the text is cut does not matter; all of it has come with the last token.
+            piece = text[place : place + 1] if place + 1 < count else text[place:]
+            part = {"index": 0, "finish_reason": choice["finish_reason"] if place + 1 == count else None}
+            part |= {"delta": {"content": piece}} if chat else {"text": piece}
+            if found:
+                part["logprobs"] = {name: values[place : place + 1] for name, values in found.items()}
+            yield answer | {"choices": [part], "usage": None}
+        yield answer | {"choices": []}
+
     def laws(self, ids: list[int], temperature: float) -> list[Tensor | None]:
         """The log-probabilities [V] at each place, None for the first."""
         with torch.no_grad():
@@ -164,8 +183,27 @@ class Handler(BaseHTTPRequestHandler):
                 home.active -= 1  # before the answer, on which the next request may follow at once
         if fault:
             fault(self)
+        elif code == 200 and body.get("stream"):
+            self.stream(found)
         else:
             send(self, code, json.dumps(found))
+
+    def stream(self, answer: dict[str, Any]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        try:
+            for place, chunk in enumerate(self.home.chunks(answer)):
+                if place == self.home.hold:
+                    self.connection.settimeout(30)
+                    if not self.connection.recv(1):
+                        with self.home.lock:
+                            self.home.hung_up += 1
+                        return
+                self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+        except OSError:
+            self.close_connection = True  # the caller had enough
 
     def log_message(self, *_: object) -> None:
         pass

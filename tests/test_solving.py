@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from families import byte_lm
 from server import Server, says, status
 
 import ramify
+from ramify.engine.aggregate import confidence_bar
 from ramify.engine.events import Grown
+from ramify.engine.path import mean
 from ramify.engine.result import Result
 from ramify.methods.registry import create
 from ramify.models.remote import RemoteLM
@@ -32,9 +35,17 @@ def letter(text: str) -> str | None:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server(byte_lm()) as running:
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with Server(byte_lm(), **getattr(request, "param", {})) as running:
         yield running
+
+
+def wait_for(happened: Callable[[], bool]) -> bool:
+    """Whether it happened within half a minute, in another thread."""
+    deadline = time.monotonic() + 30
+    while not happened() and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    return happened()
 
 
 @pytest.fixture(autouse=True)
@@ -133,13 +144,58 @@ def test_what_arrived_before_a_server_failed_is_decided_upon(server: Server) -> 
         solve(lm)
 
 
+@pytest.mark.parametrize("server", [{}, {"entries": True}, {"text": False}], indirect=True)
+def test_deepconf_hangs_up_on_a_path_that_loses_confidence(server: Server) -> None:
+    options = {"paths": 8, "warmup": 3, "batch": 5, "window": 3, "eta": 10, "agree": None}
+    lm = remote(server)
+    whole = lm.complete(QUESTION, samples=8, seed=3, max_new_tokens=16, top_log_probs=20)
+    groups = [
+        [mean(confidences[end - 3 : end]) for end in range(3, 17)]
+        for confidences in ([-mean([value for _, value in top]) for top in reply.top or ()] for reply in whole)
+    ]
+    bar = confidence_bar([min(group) for group in groups[:3]], 10)
+    cuts = [next((place + 3 for place, mark in enumerate(group) if mark < bar), 16) for group in groups[3:]]
+    assert min(cuts) < 16
+    result = ramify.solve(
+        lm, QUESTION, "deepconf", options=options, answer=letter, seed=3, max_new_tokens=16, temperature=1.0
+    )
+    paths = sorted(result.paths, key=lambda path: path.number)
+    assert [len(path) for path in paths] == [16, 16, 16, *cuts]
+    ends = ["length" if cut == 16 else "confidence" for cut in cuts]  # an end at the last token is one of its own
+    assert [path.finish for path in paths] == ["length"] * 3 + ends
+    assert result.cost.generated_tokens == 48 + sum(cuts)
+    assert set(result.votes) <= {path.answer for path in paths if path.complete}
+
+
+def test_a_stream_that_is_closed_early_is_closed_at_the_server_too(server: Server) -> None:
+    lm = remote(server)
+    [known] = lm.complete(QUESTION, seed=3, max_new_tokens=16, log_probs=True, watch=lambda reply: True)
+    before, server.hold = lm.spent, 5
+    [reply] = lm.complete(
+        QUESTION, seed=3, max_new_tokens=16, log_probs=True, watch=lambda reply: len(reply.tokens) < 5
+    )
+    assert (reply.finish, reply.tokens) == ("cut", known.tokens[:5])
+    assert known.text.startswith(reply.text)
+    assert lm.spent - before == known.prompt_tokens + 5
+    assert wait_for(lambda: server.hung_up == 1)
+
+
 @pytest.mark.parametrize(
-    ("method", "options"), [("deepconf", {"warmup": 2}), ("best-of-n", {"law": "warped"}), ("greedy", {})]
+    ("method", "options"),
+    [
+        ("best-of-n", {"law": "warped"}),
+        ("greedy", {}),
+        ("constrained-beam-search", {"force_words_ids": [[1]]}),
+        ("diverse-beam-search", {"diversity": "embedding"}),
+        ("contrastive-search", {}),
+        ("dola", {}),
+        ("hyper", {"length_sign": 1}),
+        ("routing-ensemble", {}),
+    ],
 )
 def test_a_method_that_needs_more_is_refused(server: Server, method: str, options: dict[str, Any]) -> None:
-    given = options if method == "greedy" else {"paths": 6, **options}
-    with pytest.raises(ramify.RamifyError, match=f"{method}, as it is set, needs more of the model than the text"):
-        ramify.solve(remote(server), QUESTION, method, options=given)
+    with pytest.raises(ramify.RamifyError, match=f"{method}, as it is set, needs more of the model than texts and"):
+        ramify.solve(remote(server), QUESTION, method, options=options)
 
 
 PASSAGES = ["Ada won.", "Bob lost."]

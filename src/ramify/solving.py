@@ -8,11 +8,12 @@ from typing import Any
 
 from ramify.api import generate, prepare
 from ramify.bench.tasks.answers import parse_answer
-from ramify.engine.distant import search_distant
+from ramify.engine.distant import search_distant, step_distant
 from ramify.engine.events import Accepted, Event
 from ramify.engine.local_writer import LocalWriter
 from ramify.engine.request import Parser, whole
 from ramify.engine.result import Result, Stats
+from ramify.engine.search import StepPolicy
 from ramify.engine.server_writer import ServerWriter
 from ramify.errors import RamifyError, unknown
 from ramify.methods.asking import AskingMethod
@@ -138,19 +139,19 @@ def framed(lm: CausalLM, question: str | Chat, template: str | None = None) -> s
 def ask(
     lm: RemoteLM, prompt: str | Chat, method: Method, *, answer: Parser, seed: int, max_new_tokens: int, **settings: Any
 ) -> Result:
-    """The result of ``method`` on a server; paths are seen whole, and their tokens have no ids."""
+    """The result of ``method`` on a server, where tokens have no ids; ``Path.tokens`` only counts them."""
     _check_distant(settings)
-    if not isinstance(method, SearchMethod) or (policy := method.distant()) is None:
+    policy = method.distant() if isinstance(method, SearchMethod) else None
+    if not isinstance(method, SearchMethod) or policy is None:
         raise RamifyError(
-            f"{method.card.name}, as it is set, needs more of the model than the text of finished paths, and a server "
-            f"gives no more; use self-consistency, best-of-n or deepconf with online=False, or load the model here"
+            f"{method.card.name}, as it is set, needs more of the model than texts and their likeliest next tokens, "
+            "which is all that a server gives; load the model here, or use self-consistency, best-of-n, deepconf, "
+            "beam-search, diverse-beam-search or cntp"
         )
-    return _gathered(
-        search_distant(
-            lm, prompt, policy, answer=answer, seed=seed, budget=method.budget,
-            log_probs="log-probs" in method.card.needs, max_new_tokens=max_new_tokens, **settings,
-        )
-    )  # fmt: skip
+    given = {"answer": answer, "seed": seed, "budget": method.budget, "max_new_tokens": max_new_tokens, **settings}
+    if isinstance(policy, StepPolicy):
+        return _gathered(step_distant(lm, prompt, policy, greedy=method.pinned.get("do_sample") is False, **given))
+    return _gathered(search_distant(lm, prompt, policy, log_probs="log-probs" in method.card.needs, **given))
 
 
 def _check_distant(settings: Iterable[str]) -> None:

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramify.engine.events import Ended, Forked, Grown, Scored
-from ramify.engine.pool import Choice, Pool
+from ramify.engine.pool import Pool
 from ramify.engine.request import Request
 from ramify.engine.sampling import Noise, Sampler
+from ramify.engine.step_pool import Choice
 from ramify.errors import RamifyError
 
 PROMPT = (3, 14, 15, 92, 65)

@@ -10,11 +10,12 @@ from families import CONTEXT, VOCABULARY, lm
 from ramify.engine.cost import Cost
 from ramify.engine.events import Accepted, Decided, Finished, Noted
 from ramify.engine.path import Path
-from ramify.engine.pool import Choice, Pool
+from ramify.engine.pool import Pool
 from ramify.engine.request import Request
 from ramify.engine.sampling import Noise, Sampler
 from ramify.engine.search import Decision, Policy, search
 from ramify.engine.speculate import speculate
+from ramify.engine.step_pool import Choice
 from ramify.errors import RamifyError
 
 PROMPT = (3, 14, 15, 92, 65)

@@ -13,12 +13,13 @@ from torch import Tensor
 from ramify.api import generate, prepare
 from ramify.engine.events import Ended
 from ramify.engine.path import Path
-from ramify.engine.pool import Choice, Pool
+from ramify.engine.pool import Pool
 from ramify.engine.result import Result
 from ramify.engine.search import search
+from ramify.engine.step_pool import Choice
 from ramify.errors import RamifyError
 from ramify.methods.registry import create
-from ramify.methods.search.cntp import CLAUSE, CNTP, _Cautious, _Marks
+from ramify.methods.search.cntp import CLAUSE, CNTP, _Cautious
 
 PROMPT = "once upon"
 EOS = 257
@@ -176,13 +177,14 @@ class OneByOne(_Cautious):
     """Trials after one another instead of side by side."""
 
     def expand(self, pool: Pool) -> list[Choice]:
-        return pool.sample([self._growing(chain)[0] for chain in self.chains if self._growing(chain)][:1])
+        growing = [path for chain in self.chains for path in self._growing(pool, chain)]
+        return pool.sample(growing[:1])
 
 
 def drive(kind: type[_Cautious], options: CNTP, seed: int = 5) -> tuple[_Cautious, list[Any]]:
     lm = byte_lm()
     [request] = prepare(lm, [PROMPT], options, max_new_tokens=30, seed=seed, **SETTINGS)
-    policy = kind(options, _Marks(lm, options))
+    policy = kind(options)
     return policy, list(search(lm, request, policy))
 
 
@@ -232,16 +234,11 @@ def test_a_constant_on_all_logits_changes_nothing() -> None:
 
 
 def test_a_token_that_only_ends_with_a_mark() -> None:
-    lm = byte_lm()
-    assert ord(",") in _Marks(lm, CNTP())
-    assert ord(",") in _Marks(lm, CNTP(exact_ids=True))
-    assert ord("a") not in _Marks(lm, CNTP())
-    marks = _Marks(lm, CNTP())
-    merged = {1: " .)", 2: ", ", 3: ".\n", 4: ",a"}
-    marks.tokenizer = type("Merged", (), {"decode": staticmethod(lambda ids: merged[ids[0]])})
-    assert [token in marks for token in (1, 2, 3, 4)] == [True, True, True, False]
-    exact = _Marks(lm, CNTP(exact_ids=True))
-    assert exact.ids == {ord(mark) for mark in CLAUSE}
+    assert [CNTP().ends(text) for text in (",", " .)", ", ", ".\n", ",a", "a")] == [True] * 4 + [False] * 2
+    exact = CNTP(exact_ids=True)
+    assert [exact.ends(text) for text in (*CLAUSE, " .)", ", ", ".\n")] == [True] * len(CLAUSE) + [False] * 3
+    assert CNTP(stop="token").ends("a")
+    assert not CNTP(stop="answer").ends(".")
 
 
 def test_trials_may_be_kept_from_ending_at_once() -> None:

@@ -10,8 +10,9 @@ from families import fresh, lm, model, text
 
 from ramify.api import generate
 from ramify.engine.events import Scored
-from ramify.engine.pool import Choice, Pool
+from ramify.engine.pool import Pool
 from ramify.engine.request import Request
+from ramify.engine.step_pool import Choice
 from ramify.errors import RamifyError
 from ramify.methods.search.contrastive_search import ContrastiveSearch
 

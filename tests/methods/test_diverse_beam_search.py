@@ -15,9 +15,9 @@ from ramify.api import generate
 from ramify.bench.captions import END, START, caption_model, vocabulary, worth
 from ramify.bench.table_model import table_lm
 from ramify.engine.path import Path
-from ramify.engine.pool import Choice
 from ramify.engine.request import Request
 from ramify.engine.result import Result
+from ramify.engine.step_pool import Choice
 from ramify.errors import RamifyError
 from ramify.methods.search.beam_search import BeamSearch
 from ramify.methods.search.dissimilarity import DIVERSITIES

@@ -6,14 +6,16 @@ have met exactly these. Its own code runs here on the record; no model is asked 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from ramify.engine.path import Path
-from ramify.engine.pool import Choice, Pool
+from ramify.engine.pool import Pool
 from ramify.engine.roster import Roster
-from ramify.engine.search import Decision, Policy
+from ramify.engine.search import Decision, Policy, grow
+from ramify.engine.step_pool import Choice
 from ramify.errors import RamifyError
 
 
@@ -61,11 +63,6 @@ class Recorded(Roster):
 def replay(record: Sequence[Path], policy: Policy, budget: int | None = None) -> Replayed:
     """What ``policy`` makes of ``record``, the finished paths of one pool by number."""
     pool = Recorded(record, budget)
-    # It has all of a pool that a policy of sampled paths uses.
-    live = cast(Pool, pool)
-    policy.begin(live)
-    while pool.running:
-        pool.advance(policy.expand(live))
-        policy.reduce(live)
-    decision = policy.decide(live) if pool.ended else Decision([], None)
+    deque(grow(pool, policy), maxlen=0)  # it has all of a pool that a policy of sampled paths uses
+    decision = policy.decide(cast(Pool, pool)) if pool.ended else Decision([], None)
     return Replayed(decision.answer, pool.spent, tuple(pool.ended))

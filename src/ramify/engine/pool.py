@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ramify.engine.events import Grown, Prefilled, Refined, Scored
+from ramify.engine.events import Prefilled, Refined, Scored
 from ramify.engine.path import Path
 from ramify.engine.request import Request
-from ramify.engine.roster import Roster
-from ramify.engine.sampling import Noise
 from ramify.engine.session import Scores, Session
+from ramify.engine.step_pool import Choice, StepPool
 from ramify.engine.tree import TokenTree, TreeShape
 from ramify.errors import RamifyError
 from ramify.models.cache import send
@@ -29,19 +27,7 @@ from ramify.models.causal import CausalLM
 TOP = 20  # tokens whose log-probabilities make the confidence: DeepConf, section 3
 
 
-@dataclass(frozen=True)
-class Choice:
-    """``path`` grows by ``token``, whose log-probability under the law it was drawn from is ``sampled_log_prob``.
-
-    Without one, it counts as chosen under the model's own law. The second and later choices for a path fork it.
-    """
-
-    path: Path
-    token: int
-    sampled_log_prob: float | None = None
-
-
-class Pool(Roster):
+class Pool(StepPool):
     """All paths of one request, as rows of one session.
 
     ``logits``: float32 [rows, V], what the next tokens are drawn from. ``top``: k of the confidences, 20 as in DeepConf
@@ -58,10 +44,10 @@ class Pool(Roster):
         layers: Sequence[int] = (),
     ) -> None:
         request.sampler.require_stateless()
-        super().__init__(row, budget)
-        self.lm, self.request, self.layers = lm, request, tuple(layers)
+        super().__init__(request, row, budget)
+        self.lm, self.layers = lm, tuple(layers)
         self.top = min(TOP, max(1, lm.vocab_size // 2))
-        self._noise: dict[int, Noise] = {}
+        self._token_texts: dict[int, str] = {}
         self._confidences: list[float] = []
         self._entropies: list[float] = []
         self._began = len(request.padding) + len(request.prompt)
@@ -72,14 +58,9 @@ class Pool(Roster):
     # ---- what there is to see ----
 
     def log_probs(self, paths: Sequence[Path]) -> Tensor:
-        """The model's own log-probabilities of the next token of each path: float32 [n, V]."""
         return self._log_probs[self._index(paths)]
 
     def laws(self, paths: Sequence[Path], *, soft: bool = False) -> Tensor:
-        """The laws that the next tokens are drawn from, all processors applied: float32 [n, V].
-
-        ``soft``: the softmax where decoding is greedy, too.
-        """
         sampler = self.request.sampler
         laws = self._log_probs.new_empty(len(paths), self._log_probs.shape[-1])
         for places, index, prefixes in self._by_length(paths):
@@ -88,18 +69,15 @@ class Pool(Roster):
         return laws
 
     def processed(self, paths: Sequence[Path]) -> Tensor:
-        """The model's own log-probabilities, then all processors, not normalised again: what beams add up."""
         scores = self._log_probs.new_empty(len(paths), self._log_probs.shape[-1])
         for places, index, prefixes in self._by_length(paths):
             scores[places] = self.request.sampler.scores(prefixes, self._log_probs[index])
         return scores
 
     def confidence(self, path: Path) -> float:
-        """Confidence of the model in its next token behind ``path``."""
         return self._confidences[self._rows[path]]
 
     def entropy(self, path: Path) -> float:
-        """Entropy of the model's own law of the next token behind ``path``, in nats."""
         return self._entropies[self._rows[path]]
 
     def states(self, paths: Sequence[Path], layer: int) -> Tensor:
@@ -110,8 +88,12 @@ class Pool(Roster):
         """Hidden states of ``layer``, one of ``layers``, at every token of the prompt: [n, D]."""
         return self._prompt_states[layer]
 
+    def text_of(self, token: int) -> str:
+        if token not in self._token_texts:
+            self._token_texts[token] = self.lm.require_tokenizer().decode([token])
+        return self._token_texts[token]
+
     def reason(self, path: Path, token: int) -> str | None:
-        """Why ``path`` would end if it grew by ``token``: "stop" or "length"; None where it would go on."""
         request = self.request
         if token in request.stop_tokens:
             return "stop"
@@ -123,16 +105,8 @@ class Pool(Roster):
 
     # ---- what a policy may do ----
 
-    def fork(self, path: Path) -> Path:
-        """A new path with everything that ``path`` has so far, and randomness of its own."""
-        return self._enter(path.fork(len(self.paths)))
-
     def sample(self, paths: Sequence[Path], without: Mapping[Path, int] | None = None) -> list[Choice]:
-        """One token for each of ``paths``, drawn from its law by its own noise.
-
-        ``without``: a token that a path may not take. The noise belongs to the path's number and the position, so a
-        path's tokens do not depend on the others.
-        """
+        """As every pool draws; ``without``: a token that a path may not take."""
         laws = self.laws(paths)
         for place, path in enumerate(paths):
             if without and path in without:
@@ -168,44 +142,6 @@ class Pool(Roster):
         Statistics go on reading the model's own.
         """
         self.logits[self._rows[path]] = logits
-
-    def advance(self, choices: Iterable[Choice]) -> None:
-        """Give paths their next tokens, and score those that go on, all in one forward pass."""
-        began = time.perf_counter()
-        choices = [self._forked(choice, seen) for choice, seen in _counted(choices)]
-        index = self._index([choice.path for choice in choices])
-        tokens = torch.tensor([choice.token for choice in choices], device=index.device)
-        log_probs = self._log_probs[index, tokens].tolist()
-        reasons = {choice.path: self.reason(choice.path, choice.token) for choice in choices}
-        grown = []
-        for choice, log_prob in zip(choices, log_probs, strict=True):
-            path, row = choice.path, self._rows[choice.path]
-            path.tokens.append(choice.token)
-            path.log_probs.append(log_prob)
-            path.sampled_log_probs.append(log_prob if choice.sampled_log_prob is None else choice.sampled_log_prob)
-            path.confidences.append(self._confidences[row])
-            path.entropies.append(self._entropies[row])
-            grown.append(path.confidences[-1])
-        for choice in choices:
-            reason = reasons[choice.path]
-            if reason:
-                self._end(choice.path, reason)
-        active = [choice.path for choice in choices if choice.path.finish is None]
-        seconds = time.perf_counter() - began
-        if active:
-            self._score(active)
-        self.events.append(
-            Grown(
-                self.row,
-                self.step,
-                tuple(choice.path.number for choice in choices),
-                tuple(choice.token for choice in choices),
-                tuple(grown),
-                sum(self.session.lengths),
-                seconds,
-            )
-        )
-        self._grew(len(choices))
 
     def again(
         self, paths: Sequence[Path], copies: int, way: Callable[[Sequence[Path]], AbstractContextManager[object]]
@@ -262,11 +198,6 @@ class Pool(Roster):
         self._rows[path] = self._rows[None if path.parent is None else self.paths[path.parent]]
         return super()._enter(path)
 
-    def _forked(self, choice: Choice, seen: int) -> Choice:
-        if choice.path.finish is not None:
-            raise RamifyError(f"path {choice.path.number} has ended ({choice.path.finish}) and cannot grow")
-        return choice if seen == 0 else Choice(self.fork(choice.path), choice.token, choice.sampled_log_prob)
-
     def _end(self, path: Path, reason: str) -> None:
         super()._end(path, reason)
         del self._rows[path]
@@ -274,6 +205,16 @@ class Pool(Roster):
         path.text = tokenizer.decode(path.tokens, skip_special_tokens=True) if tokenizer is not None else ""
         if path.complete:
             path.answer = self.request.answer(path.text)
+
+    def _log_probs_of(self, choices: Sequence[Choice]) -> list[float]:
+        index = self._index([choice.path for choice in choices])
+        tokens = torch.tensor([choice.token for choice in choices], device=index.device)
+        found: list[float] = self._log_probs[index, tokens].tolist()
+        return found
+
+    @property
+    def _held(self) -> int:
+        return sum(self.session.lengths)
 
     def _score(self, active: list[Path]) -> None:
         """One forward pass over the newest token of each of ``active``; the other live paths and the prompt wait."""
@@ -343,21 +284,6 @@ class Pool(Roster):
         for places in groups.values():
             index = self._index([paths[place] for place in places])
             yield places, index, self._ids[index, : self._began + len(paths[places[0]])]
-
-    def _noise_of(self, path: Path) -> Noise:
-        if path.number not in self._noise:
-            self._noise[path.number] = Noise(self.request.sampler.noise.seed, path.number)
-        return self._noise[path.number]
-
-
-def _counted(choices: Iterable[Choice]) -> list[tuple[Choice, int]]:
-    """Each choice with the number of earlier ones for the same path; forks come first, from the path as it was."""
-    seen: defaultdict[Path, int] = defaultdict(int)
-    counted = []
-    for choice in choices:
-        counted.append((choice, seen[choice.path]))
-        seen[choice.path] += 1
-    return counted
 
 
 def _in_place(paths: Sequence[Path], rows: Mapping[Path | None, int]) -> list[Path]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ramify.engine.events import Accepted, Decided, Event, Finished, Noted
 from ramify.engine.path import Path
-from ramify.engine.pool import Choice, Pool
+from ramify.engine.pool import Pool
 from ramify.engine.request import Request
 from ramify.engine.roster import Roster
+from ramify.engine.step_pool import Choice, StepPool
 from ramify.errors import RamifyError
 from ramify.models.causal import CausalLM
 
@@ -47,13 +49,32 @@ class Policy(ABC):
     def reduce(self, pool: Pool) -> None:  # noqa: B027 - most policies that only sample have nothing to do here
         """After every step: fork, prune, start or stop."""
 
+    def gives_up(self, path: Path) -> str | None:
+        """Why ``path`` is to end though it is not done, asked after each of its tokens; None where it may go on."""
+        return None
+
     @abstractmethod
     def decide(self, pool: Pool) -> Decision:
         """Which paths are best, and what the answer is. All paths have ended; ``pool.ended`` is not empty."""
 
 
+class StepPolicy(Policy):
+    """A policy that sees no more of the model than the laws of next tokens, of which a server gives the likeliest."""
+
+    @abstractmethod
+    def begin(self, pool: StepPool) -> None: ...
+
+    def expand(self, pool: StepPool) -> Sequence[Choice]:
+        return pool.sample(pool.live)
+
+    def reduce(self, pool: StepPool) -> None: ...
+
+    @abstractmethod
+    def decide(self, pool: StepPool) -> Decision: ...
+
+
 class WholePolicy(Policy):
-    """A policy that looks at paths only when they have ended, so that they may grow anywhere, also on a server."""
+    """A policy that draws all paths alike and looks at whole ones, so that they may grow anywhere, also on a server."""
 
     @abstractmethod
     def begin(self, pool: Roster) -> None: ...
@@ -78,6 +99,12 @@ def search(
     """
     request.check(lm)
     pool = Pool(lm, request, row, budget, policy.layers)
+    yield from grow(pool, policy)
+    yield from close(pool, policy)
+
+
+def grow(pool: Any, policy: Policy) -> Iterator[Event]:
+    """Step after step until no path is live or the loop is stopped; ``pool`` is of the kind that ``policy`` sees."""
     policy.begin(pool)
     yield from pool.drain()
     while pool.running:
@@ -86,8 +113,15 @@ def search(
             pool.advance(choices)
         elif pool.live:
             raise RamifyError(f"{type(policy).__name__} lets all of its {len(pool.live)} paths wait; one has to grow")
+        for path in list(pool.live):
+            if reason := policy.gives_up(path):
+                pool.prune(path, reason)
         policy.reduce(pool)
         yield from pool.drain()
+
+
+def close(pool: Any, policy: Policy) -> Iterator[Event]:
+    """Cut the paths that are still live, and let ``policy`` decide."""
     for path in list(pool.live):
         pool.prune(path, pool.stopped or "unused")
     yield from pool.drain()

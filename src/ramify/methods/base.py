@@ -20,7 +20,7 @@ from ramify.engine.filling import Schedule
 from ramify.engine.request import Request
 from ramify.engine.result import Result, Stats
 from ramify.engine.sampling import Noise, Sampler, is_stateful
-from ramify.engine.search import Policy, WholePolicy, search
+from ramify.engine.search import Policy, StepPolicy, WholePolicy, search
 from ramify.engine.speculate import speculate
 from ramify.engine.unmask import Rule, unmask
 from ramify.engine.verify import VERIFIERS
@@ -233,8 +233,8 @@ class SearchMethod(Method):
     def policy(self, lm: CausalLM, request: Request) -> Policy:
         """The policy of one request."""
 
-    def distant(self) -> WholePolicy | None:
-        """The policy of one request to a server, where paths are only seen whole; None where that is not enough."""
+    def distant(self) -> WholePolicy | StepPolicy | None:
+        """The policy of one request to a server, for whole paths or for likely next tokens; None if it needs more."""
         return None
 
     def run(self, lm: CausalLM, requests: Sequence[Request]) -> Iterator[Event]:

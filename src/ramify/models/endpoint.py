@@ -7,15 +7,17 @@ covers answers that are no answers: no JSON, missing fields.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ramify.errors import RamifyError, first_line
+from ramify.models.arriving import CUT, Arriving, Watch
 from ramify.models.reply import Malformed, Reply
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds, as the client has them
@@ -98,13 +100,44 @@ class Endpoint:
 
         ``body``: the request's fields, with "messages" for a chat. ``bound``: tokens that it can take at most.
         """
+        return self._until(body, bound, lambda raw: read(raw.text))
+
+    def follow(
+        self,
+        body: dict[str, Any],
+        bound: Callable[[], int],
+        begin: Callable[[], Arriving],
+        known: Callable[[], int],
+        watch: Watch,
+    ) -> Reply:
+        """Like ``ask``, but as a stream that ends as soon as ``watch`` says so; the reply is then "cut".
+
+        ``begin``: where the pieces go. ``known``: tokens of the prompt, for the server counts them at the end only.
+        """
+
+        def read(raw: Any) -> Reply:
+            arrived = begin()
+            with contextlib.closing(raw.parse()) as stream:
+                for chunk in _chunks(stream):
+                    arrived.take(chunk)
+                    if not arrived.finish and arrived.tokens and not watch(arrived.reply(known())):
+                        arrived.finish = CUT
+                        break
+            if not arrived.finish:
+                raise Malformed("the stream breaks off")
+            return arrived.reply(known())
+
+        return self._until(body | {"stream": True, "stream_options": {"include_usage": True}}, bound, read)
+
+    def _until(self, body: dict[str, Any], bound: Callable[[], int], read: Callable[[Any], Reply]) -> Reply:
+        """The first answer to ``body`` that can be read."""
         with self.meter.reserve(bound):
             left = self.retries
             while True:
                 raw = self._send(body, left)
                 left -= raw.retries_taken + 1
                 try:
-                    reply = read(raw.text)
+                    reply = read(raw)
                 except Malformed as error:
                     if left < 0:
                         raise RemoteError(f"{self.base_url} gives no usable answer ({error})") from error
@@ -143,6 +176,15 @@ class Endpoint:
         if status in (408, 409) or status >= 500:
             return RemoteError(f"{where} goes on failing with status {status} ({said})")
         return Refused(f"{where} refuses the request with status {status} ({said})", status)
+
+
+def _chunks(stream: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The chunks of a stream; whatever breaks it is ``Malformed``, for the client tries again only before the first."""
+    try:
+        for chunk in stream:
+            yield chunk.to_dict()
+    except Exception as error:
+        raise Malformed(f"the stream breaks off: {first_line(error)}") from error
 
 
 def _said(error: Any) -> str:

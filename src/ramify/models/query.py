@@ -15,7 +15,7 @@ Chat = list[dict[str, str]]
 # What ``query`` sets, or what its answers must not have otherwise.
 FIELDS = frozenset((
     "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed",
-    "logprobs", "top_logprobs", "echo", "n", "best_of", "stream",
+    "logprobs", "top_logprobs", "echo", "n", "best_of", "stream", "stream_options",
 ))  # fmt: skip
 TEMPLATE_TOKENS = 128  # more than a chat template adds to a chat
 
@@ -35,13 +35,16 @@ class Query:
     prompt_tokens: int | None = None
 
     def bound(self) -> int:
-        """Most tokens that one request can take; no tokenizer reads less than a byte with each token."""
-        prompt = self.prompt_tokens
-        if prompt is None:
-            chat = "messages" in self.body
-            text = json.dumps(self.body["messages"], ensure_ascii=False) if chat else self.body["prompt"]
-            prompt = len(text.encode()) + (TEMPLATE_TOKENS if chat else 2)
-        return prompt + int(self.body["max_tokens"])
+        """Most tokens that one request can take."""
+        return self.read_at_most() + int(self.body["max_tokens"])
+
+    def read_at_most(self) -> int:
+        """Tokens of the prompt, or the most they can be; no tokenizer reads less than a byte with each token."""
+        if self.prompt_tokens is not None:
+            return self.prompt_tokens
+        chat = "messages" in self.body
+        text = json.dumps(self.body["messages"], ensure_ascii=False) if chat else self.body["prompt"]
+        return len(text.encode()) + (TEMPLATE_TOKENS if chat else 2)
 
     def read(self, answer: str, sample: int) -> Reply:
         """The reply in ``answer``; raises ``Malformed``, also where granted log-probabilities are missing."""

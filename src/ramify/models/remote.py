@@ -11,6 +11,7 @@ it. The server's sampling defaults hold for what is not said here (vLLM takes to
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
@@ -19,6 +20,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from ramify.errors import RamifyError
+from ramify.models.arriving import CUT, Arriving, Watch
 from ramify.models.endpoint import Endpoint, RemoteError
 from ramify.models.offers import Interface, Offers, probe
 from ramify.models.query import FIELDS, Chat, Query, check, query
@@ -26,6 +28,8 @@ from ramify.models.reply import Reply
 from ramify.models.workers import Workers
 
 PROBE_TEXT = "1 2 3 4"
+ENDS = ("</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>",
+        "<|return|>", "<｜end▁of▁sentence｜>", "[EOS]")  # fmt: skip
 PROBE_CHAT = [{"role": "user", "content": "Count from 1 to 9."}]
 
 
@@ -40,6 +44,7 @@ class RemoteLM:
     ``retries``: further tries of a request that failed for a passing reason. ``budget``: cap on the tokens of all
     requests of this object, prompts included; a request that might exceed it is not sent (a prompt that was not
     counted yet is taken as one token for each byte). ``extra``: further fields of every request (top_k, min_p, …).
+    ``ends``: how the server names tokens that end a text, where it tells alternatives; by default the usual names.
     """
 
     model: str
@@ -52,10 +57,12 @@ class RemoteLM:
     retries: int = 4
     budget: int | None = None
     extra: Mapping[str, Any] | None = None
+    ends: Sequence[str] = ENDS
 
     _endpoint: Endpoint = field(init=False, repr=False)
     _workers: Workers = field(init=False, repr=False)
     _probing: Any = field(init=False, repr=False, default_factory=threading.Lock)
+    _lengths: dict[str, int] = field(init=False, repr=False, default_factory=dict)  # of prompts, as the server counts
     _interfaces: dict[bool, Interface] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,16 +106,18 @@ class RemoteLM:
         seed: int | None = None,
         log_probs: bool = False,
         top_log_probs: int = 0,
+        watch: Watch | None = None,
     ) -> list[Reply]:
         """Continue a text, or answer a chat, ``samples`` times; sample i uses ``seed`` + i.
 
         ``temperature``: 0 is greedy. ``temperature``, ``top_p``: None leaves them to the server. ``top_log_probs``:
-        alternatives for each token; they imply ``log_probs``. Raises ``RemoteError`` when the server fails for good or
-        the budget is spent, with all that arrived in its ``replies``, and ``RamifyError`` for what is not offered.
+        alternatives for each token; they imply ``log_probs``. ``watch``: as for ``as_completed``. Raises
+        ``RemoteError`` when the server fails for good or the budget is spent, with all that arrived in its ``replies``,
+        and ``RamifyError`` for what is not offered.
         """
         replies = self.as_completed(
             prompt, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
-            seed=seed, log_probs=log_probs, top_log_probs=top_log_probs,
+            seed=seed, log_probs=log_probs, top_log_probs=top_log_probs, watch=watch,
         )  # fmt: skip
         return sorted(replies, key=lambda reply: reply.sample)
 
@@ -124,10 +133,13 @@ class RemoteLM:
         seed: int | None = None,
         log_probs: bool = False,
         top_log_probs: int = 0,
+        watch: Watch | None = None,
     ) -> Iterator[Reply]:
         """Like ``complete``, giving each reply when it arrives; a caller who stops leaves the other samples unsent.
 
-        Nothing is sent before the first reply is asked for.
+        ``watch``: answers come as streams, and each ends as soon as this says False to what has arrived of it; asked
+        from several threads, once there are log-probabilities. Such a reply's ``finish`` is "cut". Nothing is sent
+        before the first reply is asked for.
         """
         check(prompt, samples, max_new_tokens, temperature, top_p, seed, top_log_probs)
         chat = self._goes_by_chat(prompt)
@@ -137,7 +149,30 @@ class RemoteLM:
             extra=self.extra,
         )  # fmt: skip
         asked.top = top_log_probs
-        return self._workers.run(lambda sample: self._ask(asked, sample, seed), samples)
+        if watch is None:
+            return self._workers.run(lambda sample: self._ask(asked, sample, seed), samples)
+        return self._workers.run(functools.partial(self._follow, asked, seed, watch), samples)
+
+    def next_tokens(self, texts: Sequence[str], top_log_probs: int) -> list[Reply]:
+        """One token behind each of several texts, with the likeliest ones by the model's own law; a request for each.
+
+        The token is the likeliest one, or drawn at temperature 1 where log-probabilities may follow the temperature.
+        """
+        temperature = 0.0 if self._interface(chat=False).tempered is False else 1.0
+        for text in texts:
+            check(text, 1, 1, temperature, 1.0, None, top_log_probs)
+        most = self._alternatives(False, top_log_probs)
+        asked = [
+            query(
+                self.model, text, chat=False, max_new_tokens=1, temperature=temperature, top_p=1.0, alternatives=most,
+                extra=self.extra,
+            )
+            for text in texts
+        ]  # fmt: skip
+        for each in asked:
+            each.top = top_log_probs
+        replies = self._workers.run(lambda place: self._ask(asked[place], place, None), len(asked))
+        return sorted(replies, key=lambda reply: reply.sample)
 
     def score(self, prompt: str, continuation: str) -> Reply:
         """The log-probabilities of a given ``continuation``, from a server that echoes the prompt's.
@@ -170,8 +205,17 @@ class RemoteLM:
         return replace(reply, tokens=(reply.tokens or [])[:end], log_probs=(reply.log_probs or [])[:end])
 
     def _ask(self, asked: Query, sample: int, seed: int | None) -> Reply:
-        body = asked.body if seed is None else asked.body | {"seed": seed + sample}
-        return self._endpoint.ask(body, asked.bound, lambda answer: asked.read(answer, sample))
+        return self._endpoint.ask(_seeded(asked, seed, sample), asked.bound, lambda answer: asked.read(answer, sample))
+
+    def _follow(self, asked: Query, seed: int | None, watch: Watch, sample: int) -> Reply:
+        body, prompt = _seeded(asked, seed, sample), str(asked.body.get("messages") or asked.body["prompt"])
+        asked.prompt_tokens = self._lengths.get(prompt)
+        reply = self._endpoint.follow(body, asked.bound, lambda: Arriving(sample, asked.top), asked.read_at_most, watch)
+        if asked.granted and "logprobs" in body and reply.text and not reply.tokens:
+            raise RemoteError(f"{self.base_url} gives no log-probs with a stream, though it gives them without")
+        if reply.finish != CUT:
+            self._lengths[prompt] = reply.prompt_tokens
+        return reply
 
     def _goes_by_chat(self, prompt: str | Chat) -> bool:
         if isinstance(prompt, str):
@@ -208,3 +252,7 @@ class RemoteLM:
             if chat not in self._interfaces:
                 self._interfaces[chat] = probe(ask, echo=not chat)
             return self._interfaces[chat]
+
+
+def _seeded(asked: Query, seed: int | None, sample: int) -> dict[str, Any]:
+    return asked.body if seed is None else asked.body | {"seed": seed + sample}

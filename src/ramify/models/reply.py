@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 Alternatives = list[tuple[str, float]]
@@ -24,11 +26,11 @@ class Reply:
     """One sampled continuation.
 
     ``text``: without the stop text that ended it, unless the server was told to keep it. ``finish``: "stop", "length",
-    or what else the server says ("content_filter"). ``prompt_tokens``, ``completion_tokens``: as the server counts
-    them. ``sample``: which of the samples asked for, from 0. Where log-probabilities were asked for, else None:
-    ``tokens`` as strings, ``log_probs`` of each, and ``top``, for each the likeliest tokens with theirs, best first
-    (None where no alternatives were asked for). They cover what was generated, a stop text and hidden reasoning
-    included.
+    what else the server says ("content_filter"), or "cut" where the caller had enough. ``prompt_tokens``,
+    ``completion_tokens``: as the server counts them. ``sample``: which of the samples asked for, from 0. Where
+    log-probabilities were asked for, else None: ``tokens`` as strings, ``log_probs`` of each, and ``top``, for each the
+    likeliest tokens with theirs, best first (None where no alternatives were asked for). They cover what was generated,
+    a stop text and hidden reasoning included.
     """
 
     text: str
@@ -41,12 +43,24 @@ class Reply:
     sample: int = 0
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer that comes as a stream: what it adds, and how the answer ended or what it took, once said."""
+
+    text: str = ""
+    finish: str = ""
+    tokens: list[str] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    top: list[Alternatives] = field(default_factory=list)
+    usage: tuple[int, int] | None = None
+
+
 def read_reply(body: str, *, sample: int = 0, top: int = 0, echo: bool = False) -> Reply:
     """The reply in ``body``, with at most ``top`` alternatives for each token; raises ``Malformed``.
 
     ``echo``: the tokens begin with the prompt's, some of which may lack a log-probability (then NaN).
     """
-    try:
+    with _reading(body):
         answer = json.loads(body)
         if "choices" not in answer:
             raise Malformed(f"no choices in {_short(body)}")
@@ -64,15 +78,37 @@ def read_reply(body: str, *, sample: int = 0, top: int = 0, echo: bool = False) 
             top=[each[:top] for each in best] if best and top else None,
             sample=sample,
         )
+    if not echo and any(map(math.isnan, log_probs or ())):
+        raise Malformed("a token without log-probability")
+    return reply
+
+
+def read_piece(chunk: dict[str, Any]) -> Piece:
+    """What one chunk of a stream adds; the last one may hold the usage alone. Raises ``Malformed``."""
+    with _reading(str(chunk)):
+        usage = chunk.get("usage")
+        counts = (_count(usage["prompt_tokens"]), _count(usage["completion_tokens"])) if usage else None
+        if not chunk["choices"]:
+            return Piece(usage=counts)
+        [choice] = chunk["choices"]
+        text = choice["text"] if "text" in choice else choice["delta"].get("content")
+        tokens, log_probs, best = _read_log_probs(choice.get("logprobs"))
+        if any(map(math.isnan, log_probs or ())):
+            raise Malformed("a token without log-probability")
+        return Piece(text or "", choice.get("finish_reason") or "", tokens or [], log_probs or [], best or [], counts)
+
+
+@contextmanager
+def _reading(body: str) -> Iterator[None]:
+    """Whatever goes wrong in reading ``body`` is ``Malformed``."""
+    try:
+        yield
     except json.JSONDecodeError as error:
         raise Malformed(f"no JSON: {_short(body)}") from error
     except KeyError as error:
         raise Malformed(f"no {error.args[0]} in {_short(body)}") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise error if isinstance(error, Malformed) else Malformed(f"{error} in {_short(body)}") from error
-    if not echo and any(map(math.isnan, log_probs or ())):
-        raise Malformed("a token without log-probability")
-    return reply
 
 
 def _read_log_probs(found: Any) -> tuple[list[str] | None, list[float] | None, list[Alternatives] | None]:

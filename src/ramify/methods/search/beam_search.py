@@ -29,9 +29,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ramify.engine.pool import Choice, Pool
 from ramify.engine.request import Request
-from ramify.engine.search import Decision, Policy
+from ramify.engine.search import Decision, StepPolicy
+from ramify.engine.step_pool import Choice, StepPool
 from ramify.errors import RamifyError
 from ramify.methods.base import SearchMethod
 from ramify.methods.registry import register
@@ -70,23 +70,26 @@ class BeamSearch(SearchMethod):
             raise RamifyError(f"gamma is {self.gamma:g}; it is a penalty, at least 0")
         check_beams(self.length_penalty, self.early_stopping)
 
-    def policy(self, lm: CausalLM, request: Request) -> Policy:
+    def policy(self, lm: CausalLM, request: Request) -> StepPolicy:
+        return _Beam(self)
+
+    def distant(self) -> StepPolicy:
         return _Beam(self)
 
 
-class _Beam(Policy):
+class _Beam(StepPolicy):
     def __init__(self, options: BeamSearch) -> None:
         self.options = options
 
-    def begin(self, pool: Pool) -> None:
+    def begin(self, pool: StepPool) -> None:
         options = self.options
         self.beams = Beams(options.num_beams, options.length_penalty, options.early_stopping, pool.start(1))
 
-    def expand(self, pool: Pool) -> Sequence[Choice]:
+    def expand(self, pool: StepPool) -> Sequence[Choice]:
         scores = pool.processed(self.beams.live)
         return self.beams.grow(pool, scores, scores, self._handicap(scores))
 
-    def decide(self, pool: Pool) -> Decision:
+    def decide(self, pool: StepPool) -> Decision:
         return Decision(self.beams.finished, self.beams.finished[0].answer)
 
     def _handicap(self, scores: Tensor) -> Tensor | None:

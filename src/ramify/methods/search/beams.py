@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ramify.engine.path import Path
-from ramify.engine.pool import Choice, Pool
+from ramify.engine.step_pool import Choice, StepPool
 from ramify.errors import RamifyError
 
 EarlyStopping = bool | str
@@ -36,7 +36,7 @@ class Beams:
     finished: list[Path] = field(default_factory=list)
     taken: list[Choice] = field(default_factory=list)
 
-    def grow(self, pool: Pool, scores: Tensor, plain: Tensor, handicap: Tensor | None = None) -> list[Choice]:
+    def grow(self, pool: StepPool, scores: Tensor, plain: Tensor, handicap: Tensor | None = None) -> list[Choice]:
         """The beams' next tokens, by ``scores`` [live, V]; beams that are out are pruned, and forked where one has two.
 
         ``plain``: [live, V], the scores without what a method added; they become the choices' log-probabilities.
@@ -81,7 +81,7 @@ class Beams:
         hoped = longest if self.early_stopping == "never" and self.length_penalty > 0 else step
         return bool(best / hoped**self.length_penalty <= bar)
 
-    def _commit(self, pool: Pool, grown: Sequence[_Grown]) -> list[Choice]:
+    def _commit(self, pool: StepPool, grown: Sequence[_Grown]) -> list[Choice]:
         """Choices on paths of their own: a parent's first continuation keeps it, the others fork it."""
         taken: set[Path] = set()
         paths = []

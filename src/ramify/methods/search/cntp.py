@@ -35,9 +35,9 @@ from torch import Tensor
 
 from ramify.engine.aggregate import vote
 from ramify.engine.path import Path, mean
-from ramify.engine.pool import Choice, Pool
 from ramify.engine.request import Request
-from ramify.engine.search import Decision, Policy
+from ramify.engine.search import Decision, StepPolicy
+from ramify.engine.step_pool import Choice, StepPool
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import SearchMethod
 from ramify.methods.registry import register
@@ -125,32 +125,20 @@ class CNTP(SearchMethod):
         first, second = laws.topk(2, dim=-1).values.unbind(dim=-1)
         return 1 - first if self.uncertainty == "probability" else 1 - (first - second)
 
-    def policy(self, lm: CausalLM, request: Request) -> Policy:
-        return _Cautious(self, _Marks(lm, self))
+    def policy(self, lm: CausalLM, request: Request) -> StepPolicy:
+        if MARKS[self.stop]:
+            lm.require_tokenizer()
+        return _Cautious(self)
 
+    def distant(self) -> StepPolicy:
+        return _Cautious(self)
 
-class _Marks:
-    """Which tokens end a trial."""
-
-    def __init__(self, lm: CausalLM, options: CNTP) -> None:
-        self.marks = MARKS[options.stop]
-        self.every = options.stop == "token"
-        self.tokenizer = lm.require_tokenizer() if self.marks else None
-        self.known: dict[int, bool] = {}
-        self.ids: set[int] | None = None
-        if options.exact_ids and self.tokenizer is not None:
-            encoded = [self.tokenizer.encode(mark, add_special_tokens=False) for mark in self.marks]
-            self.ids = {ids[0] for ids in encoded if ids}
-
-    def __contains__(self, token: int) -> bool:
-        if self.tokenizer is None:
-            return self.every
-        if self.ids is not None:
-            return token in self.ids
-        if token not in self.known:
-            text = self.tokenizer.decode([token]).strip(" ")
-            self.known[token] = text.endswith(tuple(self.marks))
-        return self.known[token]
+    def ends(self, text: str) -> bool:
+        """Whether a token that reads ``text`` ends a trial."""
+        marks = MARKS[self.stop]
+        if not marks:
+            return self.stop == "token"
+        return text in tuple(marks) if self.exact_ids else text.strip(" ").endswith(tuple(marks))
 
 
 @dataclass(eq=False)
@@ -162,32 +150,32 @@ class _Chain:
     start: int = 0
 
 
-class _Cautious(Policy):
-    def __init__(self, options: CNTP, marks: _Marks) -> None:
-        self.options, self.marks = options, marks
+class _Cautious(StepPolicy):
+    def __init__(self, options: CNTP) -> None:
+        self.options = options
         self.chains: list[_Chain] = []
 
-    def begin(self, pool: Pool) -> None:
+    def begin(self, pool: StepPool) -> None:
         self.chains = [_Chain(path, []) for path in pool.start(self.options.chains)]
         self._branch(pool)
 
-    def expand(self, pool: Pool) -> list[Choice]:
-        return pool.sample([path for chain in self.chains for path in self._growing(chain)])
+    def expand(self, pool: StepPool) -> list[Choice]:
+        return pool.sample([path for chain in self.chains for path in self._growing(pool, chain)])
 
-    def reduce(self, pool: Pool) -> None:
+    def reduce(self, pool: StepPool) -> None:
         for chain in self.chains:
-            if chain.trials and not self._growing(chain):
+            if chain.trials and not self._growing(pool, chain):
                 self._adopt(pool, chain)
         [chain, *others] = self.chains
         if not others and not chain.trials:
             pool.settle(chain.path)
         self._branch(pool)
 
-    def decide(self, pool: Pool) -> Decision:
+    def decide(self, pool: StepPool) -> Decision:
         finished = [chain.path for chain in self.chains if chain.path.complete]
         return vote(finished or pool.ended)  # trials that ended, where the budget cut every chain
 
-    def _branch(self, pool: Pool) -> None:
+    def _branch(self, pool: StepPool) -> None:
         """Fork the texts that are not within trials into as many as their uncertainty asks for."""
         asked = [chain for chain in self.chains if chain.path.finish is None and not chain.trials]
         if not asked or pool.request.sampler.greedy:
@@ -200,15 +188,16 @@ class _Cautious(Policy):
                 chain.start = len(chain.path)
                 chain.trials = [chain.path, *(pool.fork(chain.path) for _ in range(count - 1))]
 
-    def _growing(self, chain: _Chain) -> list[Path]:
+    def _growing(self, pool: StepPool, chain: _Chain) -> list[Path]:
         live = [path for path in chain.trials or [chain.path] if path.finish is None]
-        return [path for path in live if not chain.trials or not self._stopped(path, chain.start)]
+        return [path for path in live if not chain.trials or not self._stopped(pool, path, chain.start)]
 
-    def _stopped(self, trial: Path, start: int) -> bool:
-        length = len(trial) - start
-        return length >= self.options.min_trial_tokens and trial.tokens[-1] in self.marks
+    def _stopped(self, pool: StepPool, trial: Path, start: int) -> bool:
+        if len(trial) - start < self.options.min_trial_tokens:
+            return False
+        return self.options.ends("" if self.options.stop == "token" else pool.text_of(trial.tokens[-1]))
 
-    def _adopt(self, pool: Pool, chain: _Chain) -> None:
+    def _adopt(self, pool: StepPool, chain: _Chain) -> None:
         """Go on with the trial of the lowest perplexity; the others leave the pool."""
         for trial in chain.trials:
             found = trial.sampled_log_probs if self.options.score_law == "warped" else trial.log_probs

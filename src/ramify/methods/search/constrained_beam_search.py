@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 from ramify.engine.events import Noted
-from ramify.engine.pool import Choice, Pool
+from ramify.engine.pool import Pool
 from ramify.engine.request import Request
 from ramify.engine.search import Decision, Policy
+from ramify.engine.step_pool import Choice
 from ramify.errors import RamifyError
 from ramify.methods.base import SearchMethod
 from ramify.methods.registry import register

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 
 from ramify.engine.aggregate import bottom, confidence_bar, keep_confident, lowest, tail, vote
 from ramify.engine.path import Path, mean
-from ramify.engine.pool import Pool
 from ramify.engine.request import Request
 from ramify.engine.roster import Roster
 from ramify.engine.search import Decision, Policy, WholePolicy
@@ -85,8 +84,8 @@ class DeepConf(SearchMethod):
     def policy(self, lm: CausalLM, request: Request) -> Policy:
         return _Online(self) if self.online else _Offline(self)
 
-    def distant(self) -> WholePolicy | None:
-        return None if self.online else _Offline(self)
+    def distant(self) -> WholePolicy:
+        return _Online(self) if self.online else _Offline(self)
 
     def weight(self, path: Path) -> float:
         """The score of a finished path."""
@@ -107,39 +106,40 @@ class _Offline(WholePolicy):
         return vote(keep_confident(pool.ended, weight, self.options.eta), weight)
 
 
-class _Online(Policy):
+class _Online(WholePolicy):
     """``bar``: s of the paper, None during the warm-up."""
 
     def __init__(self, options: DeepConf) -> None:
         self.options = options
         self.bar: float | None = None
 
-    def begin(self, pool: Pool) -> None:
+    def begin(self, pool: Roster) -> None:
         pool.start(self.options.warmup)
 
-    def reduce(self, pool: Pool) -> None:
-        window = self.options.window
-        if self.bar is not None:
-            for path in list(pool.live):
-                if len(path) >= window and mean(path.confidences[-window:]) < self.bar:
-                    pool.prune(path, "confidence")
+    def gives_up(self, path: Path) -> str | None:
+        group = path.confidences[-self.options.window :]
+        full = len(group) == self.options.window
+        return "confidence" if self.bar is not None and full and mean(group) < self.bar else None
+
+    def reduce(self, pool: Roster) -> None:
         if pool.live:
             return
         if self.bar is None:
-            self.bar = confidence_bar([lowest(path, window) for path in pool.paths], self.options.eta)
+            lows = [lowest(path, self.options.window) for path in pool.paths]
+            self.bar = confidence_bar(lows, self.options.eta)
         left = self.options.paths - len(pool.paths)
         if left > 0 and not self._agreed(pool):
             pool.start(min(self.options.batch, left))
 
-    def decide(self, pool: Pool) -> Decision:
+    def decide(self, pool: Roster) -> Decision:
         return vote(self._voters(pool) or pool.ended, lambda path: lowest(path, self.options.window))
 
-    def _voters(self, pool: Pool) -> list[Path]:
+    def _voters(self, pool: Roster) -> list[Path]:
         warm, window = self.options.warmup, self.options.window
         bar = self.bar if self.bar is not None else float("-inf")
         return [path for path in pool.ended if path.number >= warm or lowest(path, window) >= bar]
 
-    def _agreed(self, pool: Pool) -> bool:
+    def _agreed(self, pool: Roster) -> bool:
         votes = self.decide(pool).votes
         return (
             self.options.agree is not None

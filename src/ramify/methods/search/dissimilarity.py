@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ramify.engine.path import Path
-from ramify.engine.pool import Choice
+from ramify.engine.step_pool import Choice
+from ramify.errors import RamifyError
 from ramify.models.cache import send
 from ramify.models.causal import CausalLM
 
@@ -20,8 +21,8 @@ START = -1  # stands before every text, so that its first tokens are n-grams too
 class Penalty(ABC):
     """N(y, v) for beams y [n] and tokens v [V], from the choices of earlier groups at the same step."""
 
-    def __init__(self, lm: CausalLM, temperature: float, n: int) -> None:
-        self.lm, self.temperature, self.n = lm, temperature, n
+    def __init__(self, lm: CausalLM | None, temperature: float, n: int) -> None:
+        self.temperature, self.n = temperature, n
 
     @abstractmethod
     def __call__(self, beams: Sequence[Path], earlier: Sequence[Choice], step: int, like: Tensor) -> Tensor:
@@ -67,8 +68,10 @@ class NGram(Penalty):
 class Embedding(Penalty):
     """How near the token is to those taken, by the cosine of their input embeddings."""
 
-    def __init__(self, lm: CausalLM, temperature: float, n: int) -> None:
+    def __init__(self, lm: CausalLM | None, temperature: float, n: int) -> None:
         super().__init__(lm, temperature, n)
+        if lm is None:
+            raise RamifyError("diversity='embedding' needs the model's embeddings; use another one")
         vectors = lm.forward.embed(torch.arange(lm.vocab_size, device=lm.device)).float()
         self.vectors = torch.nn.functional.normalize(vectors - vectors.mean(dim=0), dim=-1)
 

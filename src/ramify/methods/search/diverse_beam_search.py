@@ -35,9 +35,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ramify.engine.path import Path
-from ramify.engine.pool import Choice, Pool
 from ramify.engine.request import Request
-from ramify.engine.search import Decision, Policy
+from ramify.engine.search import Decision, StepPolicy
+from ramify.engine.step_pool import Choice, StepPool
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import SearchMethod
 from ramify.methods.registry import register
@@ -106,23 +106,28 @@ class DiverseBeamSearch(SearchMethod):
         """How many groups there are."""
         return self.num_beams if self.num_beam_groups is None else self.num_beam_groups
 
-    def policy(self, lm: CausalLM, request: Request) -> Policy:
+    def policy(self, lm: CausalLM, request: Request) -> StepPolicy:
         return _Groups(self, DIVERSITIES[self.diversity](lm, self.temperature, self.n))
 
+    def distant(self) -> StepPolicy | None:
+        if self.diversity == "embedding":  # a server does not give its embeddings
+            return None
+        return _Groups(self, DIVERSITIES[self.diversity](None, self.temperature, self.n))
 
-class _Groups(Policy):
+
+class _Groups(StepPolicy):
     """``taken[g][t]``: what the live beams of group g chose at its step t."""
 
     def __init__(self, options: DiverseBeamSearch, penalty: Penalty) -> None:
         self.options, self.penalty = options, penalty
         self.taken: list[list[list[Choice]]] = [[] for _ in range(options.groups)]
 
-    def begin(self, pool: Pool) -> None:
+    def begin(self, pool: StepPool) -> None:
         options, width = self.options, self.options.num_beams // self.options.groups
         starts = pool.start(options.groups)
         self.groups = [Beams(width, options.length_penalty, options.early_stopping, [start]) for start in starts]
 
-    def expand(self, pool: Pool) -> Sequence[Choice]:
+    def expand(self, pool: StepPool) -> Sequence[Choice]:
         choices: list[Choice] = []
         for group, beams in enumerate(self.groups):
             step = pool.step - group if self.options.schedule == "staggered" else pool.step
@@ -137,7 +142,7 @@ class _Groups(Policy):
             choices += grown
         return choices
 
-    def decide(self, pool: Pool) -> Decision:
+    def decide(self, pool: StepPool) -> Decision:
         best = sorted((path for beams in self.groups for path in beams.finished), key=self._rank)
         if self.options.distinct:
             listed = set(best)

@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ramify.engine.pool import Choice, Pool
+from ramify.engine.pool import Pool
 from ramify.engine.request import Request
 from ramify.engine.search import Decision, Policy
+from ramify.engine.step_pool import Choice
 from ramify.errors import RamifyError
 from ramify.methods.base import SearchMethod
 from ramify.methods.registry import register

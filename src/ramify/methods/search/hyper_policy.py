@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from ramify.engine.aggregate import agreement, diversity
 from ramify.engine.events import Noted
 from ramify.engine.path import Path, mean
-from ramify.engine.pool import Choice, Pool
+from ramify.engine.pool import Pool
 from ramify.engine.search import Decision, Policy
+from ramify.engine.step_pool import Choice
 from ramify.methods.search.hyper_controller import (
     ACTIONS,
     BRANCH,
