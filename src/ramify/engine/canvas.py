@@ -37,8 +37,8 @@ class Canvas:
 
     def fix(self, positions: Tensor, tokens: Tensor) -> None:
         """Write ``tokens`` [n] at ``positions`` [n], which are open no more."""
-        self.tokens[positions] = tokens
-        self.open[positions] = False
+        self.tokens.index_copy_(0, positions, tokens)
+        self.open.index_fill_(0, positions, False)
 
     def reopen(self, positions: Tensor, mask: int) -> None:
         """Make ``positions`` [n] open again."""
@@ -60,12 +60,13 @@ class CanvasSession:
 
     def __init__(self, lm: MaskedLM, rows: Sequence[Canvas], guidance: float = 0.0) -> None:
         lm.refresh()
-        self.lm = lm
+        self.lm, self.device = lm, lm.device
         self.rows = list(rows)
         self.guidance = guidance
         longest = max(map(len, rows))
         self._caches = [RowCache(lm.layers, len(rows), longest) for _ in range(2 if guidance else 1)]
         self._fed: list[list[int]] = []
+        self._layout: Layout | None = None
         self._held: list[set[int]] = [set() for _ in rows]
 
     def held(self, place: int) -> set[int]:
@@ -84,31 +85,30 @@ class CanvasSession:
             both = zip(self.rows, self._held, strict=True)
             fed = [[place for place in range(len(row)) if place not in held] for row, held in both]
         shift = int(self.lm.facts.shift)
-        sources = [[max(p - shift, 0) for p in row] for row in wanted]
+        sources = [[max(p - shift, 0) for p in row] for row in wanted] if shift else wanted
         # What is wanted stands first, so that the head reads the same nodes of every row and no others.
         self._fed = [list(dict.fromkeys([*first, *rest])) for first, rest in zip(sources, fed, strict=True)]
         for own, held in zip(self._fed, self._held, strict=True):
             if not held.isdisjoint(own):
                 raise RamifyError("a position that is held cannot be fed; forget the row first")
-        positions, valid = _pad(self._fed)
-        count = positions.shape[1]
-        nodes = self._nodes(positions, valid, max(map(len, sources)))
+        # Within a block most passes are fed what the one before was.
+        if self._layout is None or self._fed != self._layout.fed:
+            self._layout = Layout(self._fed, self.lm.facts.block, self.device)
+        nodes = self._nodes(self._layout, max(map(len, sources)))
         logits = self._run(nodes, self._caches[0])
         if len(self._caches) > 1:  # also where the weight is 0 for once: what is held must be complete
             free = self._run(self._without_prompt(nodes), self._caches[1])
             logits = free + (self.guidance + 1.0) * (logits - free)
         if shift:  # positions 0 and 1 share a source
-            index, _ = _pad([[row.index(p) for p in first] for row, first in zip(self._fed, sources, strict=True)])
+            index = _pad([[row.index(p) for p in first] for row, first in zip(self._fed, sources, strict=True)])
             logits = logits.gather(1, send(index, logits.device)[..., None].expand(-1, -1, logits.shape[-1]))
         logits = logits.float()
-        logits[..., self.lm.mask_id] = -torch.inf
-        return logits, count * len(self._caches)
+        logits.select(-1, self.lm.mask_id).fill_(-torch.inf)
+        return logits, self._layout.count * len(self._caches)
 
     @torch.inference_mode()
     def hold(self, positions: Sequence[Sequence[int]]) -> None:
         """Keep the keys and values of ``positions[r]``, all of which were fed to the last pass."""
-        if not any(positions):
-            return
         nodes = []
         for wanted, fed, held in zip(positions, self._fed, self._held, strict=True):
             places = {position: node for node, position in enumerate(fed)}
@@ -135,27 +135,14 @@ class CanvasSession:
             else:
                 cache.lengths = [0] * len(places)
 
-    def _nodes(self, positions: Tensor, valid: Tensor, wanted: int) -> Nodes:
-        """The pass over ``positions`` [B, n], of which ``valid`` [B, n] are no padding."""
-        rows, count = positions.shape
-        if all(len(row) == count for row in self.rows) and not any(self._held):
-            tokens = torch.stack([row.tokens for row in self.rows]).gather(1, positions)
-        else:
-            tokens = torch.stack([row.tokens[place] for row, place in zip(self.rows, positions, strict=True)])
-        block = self.lm.facts.block
-        if block is None and bool(valid.all()):
-            sees = torch.ones(1, count, count, dtype=torch.bool)
-        else:
-            sees = valid[:, None, :].expand(rows, count, count).clone()
-            if block is not None:
-                sees &= (positions // block)[:, None, :] <= (positions // block)[:, :, None]
-            sees |= torch.eye(count, dtype=torch.bool)
-        device = self.lm.device
+    def _nodes(self, layout: Layout, wanted: int) -> Nodes:
+        """The pass over the positions of ``layout``, with logits at the first ``wanted`` of each row."""
+        tokens = [row.tokens.index_select(0, place) for row, place in zip(self.rows, layout.places, strict=True)]
         return Nodes(
-            send(tokens, device),
-            send(positions, device),
+            send(torch.stack(tokens), self.device),
+            layout.positions,
             list(self._caches[0].lengths),
-            send(sees, device),
+            layout.sees,
             logits_at=range(wanted),
             reach=max(map(len, self.rows)),
         )
@@ -172,9 +159,30 @@ class CanvasSession:
         return logits
 
 
-def _pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """``rows`` as int64 [B, n] with zeros behind the shorter ones, and bool [B, n], where there is no padding."""
-    count = max(map(len, rows))
-    index = torch.tensor([[*row, *[0] * (count - len(row))] for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    return index, torch.arange(count) < lengths[:, None]
+class Layout:
+    """Where the nodes of a pass stand that is fed the positions ``fed`` of each row, n of the longest.
+
+    ``places``: int64 [B, n], padded with zeros, where the canvases are. ``positions``: the same on ``device``.
+    ``sees``: bool [B or 1, n, n] there, which nodes each node sees: all, or those of its block of ``block`` positions
+    and before. ``count``: n.
+    """
+
+    def __init__(self, fed: Sequence[list[int]], block: int | None, device: torch.device) -> None:
+        self.fed = fed
+        self.count = max(map(len, fed), default=0)
+        self.places = _pad(fed)
+        sees = torch.ones(1, self.count, self.count, dtype=torch.bool)
+        if block is not None:
+            blocks = self.places // block
+            sees = blocks[:, None, :] <= blocks[:, :, None]
+        if any(len(row) < self.count for row in fed):  # padding is seen by nobody but itself
+            lengths = torch.tensor([len(row) for row in fed])[:, None]
+            valid = torch.arange(self.count) < lengths
+            sees = sees & valid[:, None, :] | torch.eye(self.count, dtype=torch.bool)
+        self.positions, self.sees = send(self.places, device), send(sees, device)
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> Tensor:
+    """``rows`` as int64 [B, n] with zeros behind the shorter ones."""
+    count = max(map(len, rows), default=0)
+    return torch.tensor([[*row, *[0] * (count - len(row))] for row in rows], dtype=torch.long)

@@ -40,7 +40,7 @@ class Filling:
     @property
     def cleared(self) -> bool:
         """Whether no position of the block is open."""
-        return not bool(self.canvas.open[self.begin : self.end].any())
+        return True not in self.canvas.open[self.begin : self.end].tolist()
 
     @property
     def done(self) -> bool:

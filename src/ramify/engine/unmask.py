@@ -7,13 +7,16 @@ are fixed (reduce), a ``Feeding`` which positions a pass evaluates and which it 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ramify.engine.canvas import CanvasSession
 from ramify.engine.events import Accepted, Cut, Event, Finished, Prefilled, Remasked, Scored, Unmasked
@@ -49,6 +52,11 @@ class Look:
         """What the model itself says: float64 [A, n, V], for confidences in half precision tie."""
         return torch.softmax(self.logits, dim=-1, dtype=torch.float64)
 
+    def law_at(self, columns: Tensor) -> Tensor:
+        """``law`` at some of the n positions of each row, ``columns`` [A, m]: float64 [A, m, V]."""
+        rows = torch.arange(len(columns), device=columns.device)[:, None]
+        return torch.softmax(self.logits[rows, columns], dim=-1, dtype=torch.float64)
+
     @functools.cached_property
     def tokens(self) -> Tensor:
         """The candidate of every open position: int64 [A, n], the likeliest token, or one drawn for who samples.
@@ -56,53 +64,71 @@ class Look:
         It is drawn from the law that the request's processors make (of the fixed tokens of its canvas as the prefix).
         What stands at other positions means nothing.
         """
-        drawn = torch.zeros(self.open.shape, dtype=torch.long, device=self.open.device)
-        drawn[self.open] = self._opened.argmax(dim=-1)
+        found = likeliest(self._opened)
         for place, row in enumerate(self.rows):
             sampler = row.request.sampler
             if sampler.is_argmax:
                 continue
-            opened = self.open[place].nonzero()[:, 0]
+            own = self.open.nonzero()[:, 0] == place
             prefix = row.canvas.tokens[~row.canvas.open].to(self.logits.device)
-            laws = sampler.laws(prefix.expand(len(opened), -1), self.logits[place, opened])
+            laws = sampler.laws(prefix.expand(int(own.sum()), -1), self._opened[own])
             if not sampler.greedy:
                 # float64: in lower precision the noise is coarse, which sharpens the law without saying so.
                 race = torch.empty(laws.shape, dtype=torch.float64).exponential_(generator=row.noise(TOKENS))
                 laws = laws.double() / race.to(laws.device)
-            drawn[place, opened] = laws.argmax(dim=-1)
-        return drawn
+            found[own] = laws.argmax(dim=-1)
+        return _placed(found, self.open, 0)
 
     @functools.cached_property
     def confidence(self) -> Tensor:
         """The law's probability of the candidate of every open position, 1 at all others: float64 [A, n]."""
-        return self.probability(self.tokens, self.open)
+        each, total = self._odds
+        candidates = self.tokens.masked_select(self.open)[:, None]
+        return _placed(each.gather(1, candidates)[:, 0] / total, self.open, 1.0)
+
+    def greatest(self, where: Tensor) -> Tensor:
+        """The law's greatest probability at the positions ``where`` [A, n], 1 at all others: float64 [A, n]."""
+        return _placed(1.0 / odds(self._at(where))[1], where, 1.0)
 
     def probability(self, tokens: Tensor, where: Tensor) -> Tensor:
         """The law's probability of ``tokens`` [A, n] at the positions ``where`` [A, n], 1 at all others: float64."""
-        law = torch.softmax(self._opened if where is self.open else self.logits[where], dim=-1, dtype=torch.float64)
-        found = torch.ones(where.shape, dtype=torch.float64, device=where.device)
-        found[where] = law.gather(-1, tokens[where][:, None])[:, 0]
-        return found
+        each, total = odds(self._at(where))
+        return _placed(each.gather(1, tokens[where][:, None])[:, 0] / total, where, 1.0)
 
     @functools.cached_property
-    def _opened(self) -> Tensor:
-        """The logits of all open positions: [k, V]; those of the others are seldom asked for."""
-        return self.logits[self.open]
+    def margin(self) -> Tensor:
+        """The law's greatest probability minus the second greatest where it is open, else 0: float64 [A, n]."""
+        each, total = self._odds
+        return _placed((1.0 - each.topk(2, dim=-1).values[:, 1]) / total, self.open, 0.0)
 
     @functools.cached_property
     def entropy(self) -> Tensor:
-        """The law's entropy at every position, in nats: float64 [A, n]."""
+        """The law's entropy at every open position, in nats, 0 at all others: float64 [A, n]."""
         # −Σ p ln p with ln p = l − ln Σ exp l, which spares a logarithm of every entry.
-        best, token = self.logits.max(dim=-1, keepdim=True)
-        total = best.double() - self.law.gather(-1, token).log()
-        mean: Tensor = torch.linalg.vecdot(self.law, self.logits.clamp(min=-1e30).double())
-        return total[..., 0] - mean
+        each, total = self._odds
+        mean: Tensor = torch.linalg.vecdot(each, self._opened.clamp(min=-1e30).double()) / total
+        return _placed(self._opened.amax(dim=-1).double() + total.log() - mean, self.open, 0.0)
+
+    @functools.cached_property
+    def _opened(self) -> Tensor:
+        """The logits of the k open positions: [k, V]; those of the others are seldom asked for."""
+        return self._at(self.open)
+
+    @functools.cached_property
+    def _odds(self) -> tuple[Tensor, Tensor]:
+        """What probabilities at the open positions are made of, see ``odds``."""
+        return odds(self._opened)
+
+    def _at(self, where: Tensor) -> Tensor:
+        """The logits at the k positions ``where`` [A, n]: [k, V]."""
+        return self.logits.flatten(0, 1).index_select(0, where.flatten().nonzero()[:, 0])
 
     @functools.cached_property
     def quota(self) -> Tensor:
         """How many positions the schedule wants to be fixed now: int64 [A], never more than are open."""
-        wanted = torch.tensor([row.quota for row in self.rows], device=self.open.device)
-        return torch.minimum(wanted, self.open.sum(dim=1))
+        opened = map(sum, self.open.tolist())
+        wanted = [min(row.quota, count) for row, count in zip(self.rows, opened, strict=True)]
+        return torch.tensor(wanted, device=self.open.device)
 
     @functools.cached_property
     def first(self) -> Tensor:
@@ -119,12 +145,29 @@ class Look:
 
     def best(self, scores: Tensor, count: Tensor) -> Tensor:
         """The ``count`` [A] open positions with the highest ``scores`` [A, n], the first among equals: bool [A, n]."""
-        ranks = scores.double().masked_fill(~self.open, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        chosen = torch.zeros_like(self.open).scatter_(1, ranks, self._below(count))
-        return chosen & self.open
+        order = scores.double().where(self.open, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        return (order.argsort(dim=1) < count[:, None]) & self.open
 
-    def _below(self, count: Tensor) -> Tensor:
-        return torch.arange(self.open.shape[1], device=count.device)[None] < count[:, None]
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The likeliest token of every row of ``logits`` [..., V], the first among equals: int64 [...]."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(axis=-1))  # ten times as fast as torch's
+    return logits.argmax(dim=-1)
+
+
+def odds(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The probability of every token over that of the likeliest, from ``logits`` [k, V], and their sum: float64.
+
+    [k, V] and [k]. A softmax would divide all of them; who asks for a few probabilities of each law divides those.
+    """
+    each = logits.double().sub_(logits.amax(dim=-1, keepdim=True)).exp_()
+    return each, each.sum(dim=-1)
+
+
+def _placed(values: Tensor, where: Tensor, others: float) -> Tensor:
+    """``values`` [k] at the k positions ``where`` [A, n], ``others`` elsewhere: [A, n]."""
+    return values.new_full(where.shape, others).masked_scatter_(where, values)
 
 
 @dataclass(frozen=True)
@@ -171,7 +214,7 @@ def unmask(
     ``guidance``: see ``CanvasSession``; or a function of the step, from 0, where it changes on the way.
     Rows of a batch run together and do not influence each other. The text of a row is given out when its canvas is
     full, up to its first stop token. Raises ``RamifyError`` for a canvas that is longer than the model's, for steps
-    that do not fit it, for NaN logits, and for a rule that comes to no end.
+    that do not fit it, for NaN logits where something is written, and for a rule that comes to no end.
     """
     schedule, feeding = schedule or Schedule(), feeding or Whole()
     rows = [schedule.begin(lm, request, index) for index, request in enumerate(requests)]
@@ -186,19 +229,18 @@ def unmask(
         look, nodes = _look(session, rows, rule, feeding)
         ended = time.perf_counter()
         yield Scored(step, tuple(row.canvas.index for row in rows), nodes, ended - began)
-        choice = rule.choose(look)
-        written = _apply(lm, look, choice)
+        written = _apply(lm, look, rule.choose(look))
         _hold(session, rows, feeding, written)
         seconds = (time.perf_counter() - ended) / len(rows)
-        for place, (row, (fixed, tokens, confidences, reopened, cut)) in enumerate(zip(rows, written, strict=True)):
+        alive = []
+        for place, (row, done) in enumerate(zip(rows, written, strict=True)):
             index = row.canvas.index
-            told = {name: tuple(of[place, choice.fix[place]].tolist()) for name, of in choice.details.items()}
-            yield Unmasked(index, step, tuple(fixed), tuple(tokens), tuple(confidences), seconds, told)
-            if reopened:
-                yield Remasked(index, step, tuple(reopened))
-            if cut is not None:
-                yield Cut(index, step, cut)
-            if not fixed and cut is None and not reopened:
+            yield Unmasked(index, step, done.positions, done.tokens, done.confidences, seconds, done.details)
+            if done.reopened:
+                yield Remasked(index, step, done.reopened)
+            if done.cut is not None:
+                yield Cut(index, step, done.cut)
+            if not done.positions and done.cut is None and not done.reopened:
                 raise RamifyError(f"{type(rule).__name__} fixed nothing in request {index}; a rule fixes one a step")
             row.step += 1
             row.steps += 1
@@ -209,7 +251,8 @@ def unmask(
                 text, reason = row.text
                 yield Accepted(index, step, (), text, 0.0)
                 yield Finished(index, step, reason)
-        alive = [place for place, row in enumerate(rows) if not row.done]
+            else:
+                alive.append(place)
         if alive and len(alive) < len(rows):
             session.select(alive)
         rows = [rows[place] for place in alive]
@@ -219,6 +262,7 @@ def unmask(
 def _look(session: CanvasSession, rows: Sequence[Filling], rule: Rule, feeding: Feeding) -> tuple[Look, int]:
     """One pass, and what the rule sees of it; also the positions evaluated for each row."""
     fed, wanted, behind = [], [], []
+    shift = int(session.lm.facts.shift)
     for place, row in enumerate(rows):
         own = feeding.fed(row, session.held(place))
         if own is None:
@@ -226,31 +270,29 @@ def _look(session: CanvasSession, rows: Sequence[Filling], rule: Rule, feeding: 
             own = list(range(len(row.canvas)))
         fed.append(own)
         # Logits for a position leave the model where it is read; a pass may read fewer positions than are open.
-        read, shift = set(own), int(session.lm.facts.shift)
+        read = set(own)
         wanted.append([position for position in range(row.begin, row.end) if max(position - shift, 0) in read])
-        later = row.canvas.open[row.end :].nonzero()[:, 0] + row.end if rule.beyond else torch.empty(0)
-        behind.append([position for position in later.tolist() if max(position - shift, 0) in read])
-    logits, nodes = session.score([own + more for own, more in zip(wanted, behind, strict=True)], fed)
-    if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
-        raise RamifyError("the model returned NaN or infinite logits; check its weights, or load it in dtype='float32'")
+        if rule.beyond:
+            later = row.canvas.open[row.end :].nonzero()[:, 0] + row.end
+            behind.append([position for position in later.tolist() if max(position - shift, 0) in read])
+    both = [own + more for own, more in zip(wanted, behind, strict=True)] if rule.beyond else wanted
+    logits, nodes = session.score(both, fed)
     beyond = [
-        (torch.tensor(more), logits[place, len(own) : len(own) + len(more)])
-        for place, (own, more) in enumerate(zip(wanted, behind, strict=True))
+        (torch.tensor(more), logits[place, len(wanted[place]) : len(wanted[place]) + len(more)])
+        for place, more in enumerate(behind)
     ]
-    sizes = torch.tensor([row.end - row.begin for row in rows])
-    offsets = torch.arange(int(sizes.max()))
-    inside = offsets < sizes[:, None]
-    positions = (torch.tensor([row.begin for row in rows])[:, None] + offsets).where(inside, 0)
-    opened = torch.stack([row.canvas.open[place] for row, place in zip(rows, positions, strict=True)]) & inside
+    positions = pad_sequence([torch.arange(row.begin, row.end) for row in rows], batch_first=True)
+    inside = pad_sequence([torch.ones(row.end - row.begin, dtype=torch.bool) for row in rows], batch_first=True)
+    opened = pad_sequence([row.canvas.open[row.begin : row.end] for row in rows], batch_first=True)
+    widest = positions.shape[1]
     if any(len(own) < row.end - row.begin for own, row in zip(wanted, rows, strict=True)):
-        logits = _spread(logits, wanted, rows, inside.shape[1])
+        logits = _spread(logits, wanted, rows, widest)
         for place, (row, own) in enumerate(zip(rows, wanted, strict=True)):
             seen = torch.zeros_like(opened[place])
             seen[torch.tensor(own, dtype=torch.long) - row.begin] = True
             opened[place] &= seen
     device = logits.device
-    logits = logits[:, : inside.shape[1]]
-    return Look(rows, positions, inside.to(device), opened.to(device), logits, beyond), nodes
+    return Look(rows, positions, inside.to(device), opened.to(device), logits[:, :widest], beyond), nodes
 
 
 def _spread(logits: Tensor, wanted: Sequence[Sequence[int]], rows: Sequence[Filling], widest: int) -> Tensor:
@@ -264,40 +306,59 @@ def _spread(logits: Tensor, wanted: Sequence[Sequence[int]], rows: Sequence[Fill
     return spread
 
 
-Written = tuple[list[int], list[int], list[float], list[int], int | None]
+class Written(NamedTuple):
+    """What a step did to one row. ``positions`` were fixed, the others count from the beginning of the prompt too."""
+
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+    details: dict[str, tuple[float, ...]]
+    reopened: tuple[int, ...]
+    cut: int | None
 
 
 def _apply(lm: MaskedLM, look: Look, choice: Choice) -> list[Written]:
-    """Write what ``choice`` says; for each row what was fixed, tokens and confidences, what reopened, and the cut."""
-    if bool((choice.fix & ~look.open).any()):
-        raise RamifyError("a rule may fix open positions only; what is fixed already has to be reopened first")
+    """Write what ``choice`` says."""
     tokens = look.tokens if choice.tokens is None else choice.tokens
     confidences = look.confidence if choice.tokens is None else look.probability(tokens, choice.fix)
-    fix, tokens, confidences = choice.fix.cpu(), tokens.cpu(), confidences.cpu()
-    reopen = None if choice.reopen is None else choice.reopen.cpu()
+    every = zip(look.rows, *(each.tolist() for each in (choice.fix, look.open, tokens, confidences)), strict=True)
+    figures = {name: each.tolist() for name, each in choice.details.items()}
     written: list[Written] = []
-    for place, row in enumerate(look.rows):
-        chosen = fix[place]
-        fixed, values = look.positions[place, chosen], tokens[place, chosen]
-        if bool((values == lm.mask_id).any()):
-            raise RamifyError("a rule chose the mask token, which is never an answer; leave the position open instead")
-        row.canvas.fix(fixed, values)
-        again: list[int] = []
-        if reopen is not None and bool(reopen[place].any()):
-            back = look.positions[place, reopen[place]]
+    for place, (row, fix, opened, said, sure) in enumerate(every):
+        columns = [column for column, chosen in enumerate(fix) if chosen]
+        positions = tuple(row.begin + column for column in columns)
+        values, chances = tuple(said[column] for column in columns), tuple(sure[column] for column in columns)
+        _check(lm, [opened[column] for column in columns], values, chances)
+        told = {name: tuple(each[place][column] for column in columns) for name, each in figures.items()}
+        row.canvas.fix(torch.tensor(positions, dtype=torch.long), torch.tensor(values, dtype=torch.long))
+        reopened: tuple[int, ...] = ()
+        if choice.reopen is not None and bool(choice.reopen[place].any()):
+            back = look.positions[place, choice.reopen[place].cpu()]
             row.canvas.reopen(back, lm.mask_id)
-            again = back.tolist()
+            reopened = tuple(back.tolist())
         cut = choice.cut[place] if choice.cut else None
         if cut is not None:
             row.cut(cut)
-        written.append((fixed.tolist(), values.tolist(), confidences[place, chosen].tolist(), again, cut))
+        written.append(Written(positions, values, chances, told, reopened, cut))
     return written
+
+
+def _check(lm: MaskedLM, opened: Sequence[bool], tokens: Sequence[int], confidences: Sequence[float]) -> None:
+    """Raise ``RamifyError`` where ``tokens`` must not be written; ``opened``: whether their positions are open."""
+    if not all(opened):
+        raise RamifyError("a rule may fix open positions only; what is fixed already has to be reopened first")
+    if lm.mask_id in tokens:
+        raise RamifyError("a rule chose the mask token, which is never an answer; leave the position open instead")
+    if not all(map(math.isfinite, confidences)):
+        raise RamifyError("the model returned NaN or infinite logits; check its weights, or load it in dtype='float32'")
 
 
 def _hold(session: CanvasSession, rows: Sequence[Filling], feeding: Feeding, written: Sequence[Written]) -> None:
     """Keep of the last pass what the next ones are to read; what changed since it was held must not be read again."""
-    session.hold([feeding.hold(row, session.held(place), written[place][0]) for place, row in enumerate(rows)])
-    for place, (_, _, _, reopened, cut) in enumerate(written):
+    kept = [feeding.hold(row, session.held(place), written[place].positions) for place, row in enumerate(rows)]
+    if any(kept):
+        session.hold(kept)
+    for place, done in enumerate(written):
         held = session.held(place)
-        if not held.isdisjoint(reopened) or (cut is not None and max(held, default=-1) >= cut):
+        if not held.isdisjoint(done.reopened) or (done.cut is not None and max(held, default=-1) >= done.cut):
             session.forget(place)

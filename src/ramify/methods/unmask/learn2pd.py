@@ -115,7 +115,7 @@ class Filtered(Rule):
     def choose(self, look: Look) -> Choice:
         accepted = torch.zeros_like(look.open)
         if self.filter is not None:
-            sure = torch.where(look.open, look.confidence, look.law.amax(dim=-1)).masked_fill(~look.inside, 1.0)
+            sure = look.confidence.where(look.open, look.greatest(look.inside & ~look.open))
             accepted = look.open & (self.filter(sure) > self.least)
         fix = accepted | look.best(look.confidence, look.quota)
         return Choice(fix, cut=[self._cut(look, row, accepted, fix) for row in range(len(fix))])

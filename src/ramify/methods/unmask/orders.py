@@ -32,18 +32,11 @@ from ramify.methods.base import MaskedMethod
 from ramify.methods.registry import register
 from ramify.models.masked import MaskedLM
 
-
-def margin(look: Look) -> Tensor:
-    """The greatest probability minus the second greatest: float64 [A, n]."""
-    first, second = look.law.topk(2, dim=-1).values.unbind(-1)
-    return first - second
-
-
 SCORES: dict[str, Callable[[Look], Tensor]] = {
     "random": Look.uniform,
     "left-to-right": lambda look: -look.positions.to(look.open.device).double(),
     "confidence": lambda look: look.confidence,
-    "margin": margin,
+    "margin": lambda look: look.margin,
     "entropy": lambda look: -look.entropy,
 }
 
