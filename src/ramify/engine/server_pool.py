@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,7 @@ class ServerPool(StepPool):
         self._names: list[str] = []
         self._number: dict[str, int] = {}
         self._ends = {self._number_of(name) for name in ("", *lm.ends)}
+        self.request = replace(request, stop_tokens=frozenset(self._ends))
         self._likely: dict[str, Likely] = {}
         self.events.append(Noted(f"laws are those of the {self.alternatives} likeliest tokens that the server tells"))
         self._ask([""])
