@@ -31,7 +31,7 @@ TOKENS, ORDER, RACE = 1, 2, 3  # streams of a row's noise: which tokens, which o
 
 @dataclass(eq=False)
 class Look:
-    """What a rule sees of A rows after a pass: n positions each, those of the current block first to last.
+    """What a rule sees of A rows after a pass, and must not change: n positions each, the current block first to last.
 
     ``positions``: int64 [A, n], on the canvas; rows with shorter blocks are padded at the end. ``inside``: bool [A, n],
     no padding. ``open``: bool [A, n], still to be fixed and read by this pass. ``logits``: float32 [A, n, V], the mask
@@ -281,8 +281,7 @@ def _look(session: CanvasSession, rows: Sequence[Filling], rule: Rule, feeding: 
         (torch.tensor(more), logits[place, len(wanted[place]) : len(wanted[place]) + len(more)])
         for place, more in enumerate(behind)
     ]
-    positions = pad_sequence([torch.arange(row.begin, row.end) for row in rows], batch_first=True)
-    inside = pad_sequence([torch.ones(row.end - row.begin, dtype=torch.bool) for row in rows], batch_first=True)
+    positions, inside = _blocks(tuple((row.begin, row.end) for row in rows))
     opened = pad_sequence([row.canvas.open[row.begin : row.end] for row in rows], batch_first=True)
     widest = positions.shape[1]
     if any(len(own) < row.end - row.begin for own, row in zip(wanted, rows, strict=True)):
@@ -293,6 +292,14 @@ def _look(session: CanvasSession, rows: Sequence[Filling], rule: Rule, feeding: 
             opened[place] &= seen
     device = logits.device
     return Look(rows, positions, inside.to(device), opened.to(device), logits[:, :widest], beyond), nodes
+
+
+@functools.lru_cache(maxsize=16)
+def _blocks(bounds: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+    """The positions of blocks and which are no padding: int64 and bool [A, n]; kept, for a block takes many steps."""
+    positions = pad_sequence([torch.arange(begin, end) for begin, end in bounds], batch_first=True)
+    sizes = torch.tensor([end - begin for begin, end in bounds])
+    return positions, torch.arange(positions.shape[1]) < sizes[:, None]
 
 
 def _spread(logits: Tensor, wanted: Sequence[Sequence[int]], rows: Sequence[Filling], widest: int) -> Tensor:

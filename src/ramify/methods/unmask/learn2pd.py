@@ -126,24 +126,26 @@ class Filtered(Rule):
         ends = row.request.stop_tokens
         if self.eotp == "off" or not ends:
             return None
-        here = torch.isin(look.tokens[place], look.tokens.new_tensor(sorted(ends)))
-        certain = here & (fix[place] if self.eotp == "A" else accepted[place])
-        if bool(certain.any()):
-            last = int(look.positions[place][certain.cpu()].min())
+        sure = (fix if self.eotp == "A" else accepted)[place].tolist()
+        here = [column for column, token in enumerate(look.tokens[place].tolist()) if token in ends]
+        certain = [column for column in here if sure[column]]
+        if certain:
+            last = row.begin + certain[0]
         elif self.eotp == "B":
-            last = _likeliest(look, place, here & look.open[place])
+            last = _likeliest(look, place, here)
         else:
             return None
         return last + 1 if max(_given(row), 0) <= last < len(row.canvas) - 1 else None
 
 
-def _likeliest(look: Look, place: int, here: Tensor) -> int:
-    """The open position most certainly predicted to be the end, of this block (``here``) or behind it; −1 for none."""
-    chances = dict(zip(look.positions[place][here.cpu()].tolist(), look.confidence[place][here].tolist(), strict=True))
+def _likeliest(look: Look, place: int, here: Sequence[int]) -> int:
+    """The open position most certainly predicted to be the end, of this block's ``here`` or behind it; −1 for none."""
+    row, opened, sure = look.rows[place], look.open[place].tolist(), look.confidence[place].tolist()
+    chances = {row.begin + column: sure[column] for column in here if opened[column]}
     later, logits = look.beyond[place]
     if len(later):
         chance, token = torch.softmax(logits.double(), dim=-1).max(dim=-1)
-        ends = look.rows[place].request.stop_tokens
+        ends = row.request.stop_tokens
         said = zip(later.tolist(), chance.tolist(), token.tolist(), strict=True)
         chances |= {position: value for position, value, word in said if word in ends}
     return max(chances, key=lambda position: chances[position], default=-1)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ramify.engine.filling import Filling
 from ramify.engine.request import Request
 from ramify.engine.unmask import Choice, Look, Rule
 from ramify.errors import RamifyError
@@ -31,22 +32,24 @@ class Recording(Rule):
     """A rule that knows how confident it was at every position that it fixed."""
 
     def __init__(self) -> None:
-        self._recorded: dict[tuple[int, int], float] = {}
+        self._recorded: dict[int, Tensor] = {}  # by row, of all positions of its canvas
 
     def recorded(self, look: Look) -> Tensor:
         """The confidence at fixing: float64 [A, n], infinite where this rule fixed nothing."""
-        confidences = torch.full(look.positions.shape, torch.inf, dtype=torch.float64)
-        for place, row in enumerate(look.rows):
-            for column in (~look.open[place] & look.inside[place]).nonzero()[:, 0].tolist():
-                key = (row.canvas.index, int(look.positions[place, column]))
-                confidences[place, column] = self._recorded.get(key, torch.inf)
-        return confidences.to(look.open.device)
+        found = torch.stack([self._of(row)[at] for row, at in zip(look.rows, look.positions, strict=True)])
+        return found.to(look.open.device).masked_fill(look.open | ~look.inside, torch.inf)
 
     def record(self, look: Look, fix: Tensor) -> None:
         """Remember the confidences of what is fixed now."""
-        for place, column in fix.nonzero().tolist():
-            key = (look.rows[place].canvas.index, int(look.positions[place, column]))
-            self._recorded[key] = float(look.confidence[place, column])
+        fix, confidence = fix.cpu(), look.confidence.cpu()
+        for place, row in enumerate(look.rows):
+            self._of(row)[look.positions[place, fix[place]]] = confidence[place, fix[place]]
+
+    def _of(self, row: Filling) -> Tensor:
+        index = row.canvas.index
+        if index not in self._recorded:
+            self._recorded[index] = torch.full((len(row.canvas),), torch.inf, dtype=torch.float64)
+        return self._recorded[index]
 
 
 @register(
