@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ramify.engine.filling import Filling
 from ramify.engine.request import Request
@@ -36,20 +37,22 @@ class Recording(Rule):
 
     def recorded(self, look: Look) -> Tensor:
         """The confidence at fixing: float64 [A, n], infinite where this rule fixed nothing."""
-        found = torch.stack([self._of(row)[at] for row, at in zip(look.rows, look.positions, strict=True)])
-        return found.to(look.open.device).masked_fill(look.open | ~look.inside, torch.inf)
+        found = pad_sequence([self._of(row) for row in look.rows], batch_first=True, padding_value=torch.inf)
+        return found.to(look.open.device).masked_fill(look.open, torch.inf)
 
     def record(self, look: Look, fix: Tensor) -> None:
         """Remember the confidences of what is fixed now."""
         fix, confidence = fix.cpu(), look.confidence.cpu()
         for place, row in enumerate(look.rows):
-            self._of(row)[look.positions[place, fix[place]]] = confidence[place, fix[place]]
+            own = self._of(row)
+            own.copy_(confidence[place, : len(own)].where(fix[place, : len(own)], own))
 
     def _of(self, row: Filling) -> Tensor:
+        """What is recorded of the row's current block, to be written to."""
         index = row.canvas.index
         if index not in self._recorded:
             self._recorded[index] = torch.full((len(row.canvas),), torch.inf, dtype=torch.float64)
-        return self._recorded[index]
+        return self._recorded[index][row.begin : row.end]
 
 
 @register(
