@@ -34,9 +34,10 @@ from ramify.bench.parallelbench.denoisers import Denoiser, Enumerated, Symbols
 from ramify.bench.parallelbench.exact import exact_lm
 from ramify.bench.parallelbench.symbols import EOS, MASK, right, samples
 from ramify.engine.events import Accepted, Unmasked
+from ramify.engine.look import ORDER, Look
 from ramify.engine.request import Request
 from ramify.engine.sampling import Noise, Sampler
-from ramify.engine.unmask import ORDER, Look, Rule
+from ramify.engine.unmask import Rule
 from ramify.methods.base import MaskedMethod
 from ramify.methods.unmask.orders import SCORES, TopK, Unmask
 from ramify.methods.unmask.threshold import Above, Factor, Threshold, Together

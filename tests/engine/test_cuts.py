@@ -11,7 +11,8 @@ from denoisers import denoiser, request
 from ramify.engine.events import Accepted, Cut, Scored, Unmasked
 from ramify.engine.feeding import Blockwise, Feeding, Sequential, Whole
 from ramify.engine.filling import Schedule
-from ramify.engine.unmask import Choice, Look, Rule, unmask
+from ramify.engine.look import Look
+from ramify.engine.unmask import Choice, Rule, unmask
 
 PROMPT = [3, 14, 15, 9]
 

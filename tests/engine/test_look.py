@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ramify.engine.canvas import Canvas
 from ramify.engine.filling import Filling
-from ramify.engine.unmask import Look, likeliest
+from ramify.engine.look import Look, likeliest
 
 
 def look(logits: torch.Tensor, opened: torch.Tensor) -> Look:

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from ramify.engine.events import Accepted, Cut, Event, Finished, Prefilled, Remasked, Scored, Unmasked
 from ramify.engine.feeding import Blockwise, Delayed, Feeding, Sequential, Whole
 from ramify.engine.filling import Schedule, even
+from ramify.engine.look import Look
 from ramify.engine.request import Request
 from ramify.engine.sampling import Noise, Sampler
-from ramify.engine.unmask import Choice, Look, Rule, unmask
+from ramify.engine.unmask import Choice, Rule, unmask
 from ramify.errors import RamifyError
 from ramify.models.masked import MaskedLM
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from ramify.engine.canvas import Canvas
 from ramify.engine.events import Accepted, Scored, Unmasked
 from ramify.engine.filling import Filling
+from ramify.engine.look import Look
 from ramify.engine.request import Request
-from ramify.engine.unmask import Look, Rule, unmask
+from ramify.engine.unmask import Rule, unmask
 from ramify.errors import RamifyError
 from ramify.methods.base import MaskedMethod
 from ramify.methods.registry import create

@@ -19,8 +19,9 @@ from torch import Tensor
 from ramify.engine.canvas import Canvas
 from ramify.engine.events import Accepted, Cut, Scored, Unmasked
 from ramify.engine.filling import Filling
+from ramify.engine.look import Look
 from ramify.engine.request import Request
-from ramify.engine.unmask import Choice, Look
+from ramify.engine.unmask import Choice
 from ramify.errors import RamifyError
 from ramify.methods.base import MaskedMethod
 from ramify.methods.registry import create

@@ -122,7 +122,7 @@ def test_more_steps_than_positions() -> None:
 
 def test_the_noise_is_gumbels() -> None:
     """Its mean is 0.5772 and its variance π²/6: with both, ranking log p + noise samples without replacement."""
-    from ramify.engine.unmask import Look
+    from ramify.engine.look import Look
     from ramify.methods.unmask.maskgit import gumbel
 
     class Even(Look):

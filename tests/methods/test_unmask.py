@@ -16,8 +16,9 @@ import ramify
 from ramify.engine.canvas import Canvas
 from ramify.engine.events import Remasked, Unmasked
 from ramify.engine.filling import Filling
+from ramify.engine.look import Look
 from ramify.engine.result import Result
-from ramify.engine.unmask import Choice, Look, Rule
+from ramify.engine.unmask import Choice, Rule
 from ramify.errors import RamifyError
 from ramify.methods.registry import catalogue, create
 from ramify.methods.unmask.orders import SCORES, TopK

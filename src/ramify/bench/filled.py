@@ -20,9 +20,10 @@ from ramify.bench.prompts import held_out_prompts
 from ramify.engine.events import Accepted, Unmasked
 from ramify.engine.feeding import Feeding
 from ramify.engine.filling import Filling
+from ramify.engine.look import Look
 from ramify.engine.request import Request
 from ramify.engine.sampling import Sampler
-from ramify.engine.unmask import Choice, Look, Rule, unmask
+from ramify.engine.unmask import Choice, Rule, unmask
 from ramify.methods.base import MaskedMethod
 from ramify.methods.head import teach
 from ramify.models.causal import CausalLM

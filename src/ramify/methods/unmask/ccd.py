@@ -39,8 +39,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ramify.engine.look import Look, likeliest
 from ramify.engine.request import Request
-from ramify.engine.unmask import Choice, Look, Rule, likeliest
+from ramify.engine.unmask import Choice, Rule
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import MaskedMethod
 from ramify.methods.registry import register

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from ramify.engine.filling import Filling
+from ramify.engine.look import Look
 from ramify.engine.request import Request
-from ramify.engine.unmask import Choice, Look, Rule
+from ramify.engine.unmask import Choice, Rule
 from ramify.errors import RamifyError
 from ramify.methods.base import MaskedMethod
 from ramify.methods.registry import register

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from ramify.engine.events import Event
 from ramify.engine.filling import Schedule
+from ramify.engine.look import Look
 from ramify.engine.request import Request
-from ramify.engine.unmask import Choice, Look, Rule, unmask
+from ramify.engine.unmask import Choice, Rule, unmask
 from ramify.errors import RamifyError
 from ramify.methods.base import MaskedMethod
 from ramify.methods.registry import register

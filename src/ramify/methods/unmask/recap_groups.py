@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ramify.engine.feeding import Feeding
 from ramify.engine.filling import Filling
-from ramify.engine.unmask import RACE, Choice, Look, Rule
+from ramify.engine.look import RACE, Look
+from ramify.engine.unmask import Choice, Rule
 from ramify.methods.unmask.maskgit import gumbel
 
 if TYPE_CHECKING:

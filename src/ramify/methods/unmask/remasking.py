@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ramify.engine.filling import Filling
+from ramify.engine.look import Look
 from ramify.engine.request import Request
-from ramify.engine.unmask import Choice, Look, Rule
+from ramify.engine.unmask import Choice, Rule
 from ramify.errors import RamifyError
 from ramify.methods.base import MaskedMethod
 from ramify.methods.registry import register

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ramify.engine.look import Look
 from ramify.engine.request import Request
-from ramify.engine.unmask import Choice, Look, Rule
+from ramify.engine.unmask import Choice, Rule
 from ramify.errors import RamifyError
 from ramify.methods.base import MaskedMethod
 from ramify.methods.registry import register
