@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import build, byte_lm, byte_tokenizer
 
-from ramify.bench.parallelbench import symbols
+from ramify.bench.parallelbench import symbols, text_sweeps
 from ramify.bench.parallelbench.answering import clipped, scored
 from ramify.bench.parallelbench.denoisers import Symbols
 from ramify.bench.parallelbench.exact import exact_lm
@@ -69,7 +69,7 @@ def test_a_sweep_on_an_exact_model() -> None:
         f"{k} a pass": k for k in (1, 2, 3, 4, 6, 12)
     }
     assert all(row["copy"] == row["cumsum"] == "1.000" for row in rows)
-    assert {row["mean of four"] for row in rows if row["setting"] == "1 a pass"} == {1}
+    assert {row["mean"] for row in rows if row["setting"] == "1 a pass"} == {1}
     levels = {row["rule"]: row for row in level_rows(found)}
     assert set(levels) == {*found, "oracle over γ"}
     assert all(row["PB80"] <= row["PB75"] <= row["PB70"] for row in levels.values())
@@ -149,6 +149,47 @@ def test_any_model_answers_the_text_families(lm: Any) -> None:
     assert row["task"] == "copy"
     assert row["lenient"] == row["strict"] == row["pairs"] == 0
     assert row["tokens per pass"] == pytest.approx(2 if isinstance(made, MaskedLM) else 1, rel=0.2)
+
+
+def test_every_rule_on_text_families() -> None:
+    drawn = {name: problems(name, 2, sizes=[2], items="letters") for name in ("copy", "reverse")}
+    lm = byte_denoiser()
+    found = text_sweeps.sweep(lm, drawn, "remdm:steps=4", 8)
+    rows = rule_rows(found, list(drawn))
+    assert len(rows) == 5 * 4 + len(GAMMAS) + 5 + 1
+    assert {row["setting"]: row["tokens per pass"] for row in rows if row["rule"] == "random"} == {
+        f"{k} a pass": k for k in (1, 2, 4, 8)
+    }
+    assert {row[name] for row in rows for name in drawn} == {"0.000"}
+    assert all(row["no padding"] <= row["tokens per pass"] for row in rows)
+    assert {row["PB70"] for row in level_rows(found, list(drawn))} == {0}
+    tasks = text_sweeps.family_rows(lm, found, drawn, 8)
+    assert [row["task"] for row in tasks] == ["copy", "reverse"]
+    assert tasks[0]["blocks of 2"] == tasks[0]["parallelizability, random"] == 0
+    assert "blocks of 16" not in tasks[0]
+
+
+def test_what_a_model_knows() -> None:
+    rows = [{"task": "copy", "lenient": 0.5}, {"task": "sort", "lenient": 0.49}]
+    assert text_sweeps.known(rows) == ["copy"]
+
+
+@pytest.mark.skipif(
+    not (BUNDLED["parallel-model"] / "model.safetensors").exists(), reason="the parallel model is not in the package"
+)
+def test_the_recipe_on_the_parallel_model() -> None:
+    outcome = run(model="parallel-model", count=2, families="words-to-sentence-easy,sudoku", others="rcr:steps={half}")
+    assert [table.title.split(",")[0] for table in outcome.tables] == [
+        "parallel-model",
+        "parallel-model",
+        "Every rule on the 1 families that it knows",
+        "Most tokens per pass at a mean accuracy of these families of at least x %",
+        "Families; blocks: accuracy at 2 a pass by confidence",
+    ]
+    one = outcome.tables[2].rows[0]
+    assert (one["rule"], one["setting"], one["tokens per pass"]) == ("random", "1 a pass", 1)
+    assert "sudoku" not in one
+    assert outcome.charts[0].lines.keys() >= {"confidence", "threshold"}
 
 
 def test_answers_are_cut_to_the_lines_of_a_right_one() -> None:

@@ -136,9 +136,19 @@ def pretraining_loss(denoise: Denoise, ids: Tensor, mask_id: int, generator: tor
     return (_losses(denoise, ids, masked, mask_id) / chances).sum() / ids.numel()
 
 
-def sft_loss(denoise: Denoise, ids: Tensor, answer: Tensor, mask_id: int, generator: torch.Generator) -> Tensor:
-    """LLaDA's loss of answers, their padding included (``answer``: bool [B, L]), each divided by its length."""
-    chances = rates(len(ids), generator)[:, None]
+def sft_loss(
+    denoise: Denoise,
+    ids: Tensor,
+    answer: Tensor,
+    mask_id: int,
+    generator: torch.Generator,
+    clip: tuple[float, float] = (EPSILON, 1.0),
+) -> Tensor:
+    """LLaDA's loss of answers, their padding included (``answer``: bool [B, L]), each divided by its length.
+
+    ``clip``: between which chances an answer is masked, as in ``block_loss``.
+    """
+    chances = rates(len(ids), generator, *clip)[:, None]
     masked = mask_each(chances, answer, generator)
     return ((_losses(denoise, ids, masked, mask_id) / chances).sum(1) / answer.sum(1)).mean()
 

@@ -150,7 +150,12 @@ def families(pool: str = "names") -> dict[str, Family]:
     """The list operations on items of a pool: ``names``, or ``letters``, which most tokenizers write as one token."""
     if pool not in POOLS:
         raise unknown("pool of items", pool, POOLS)
-    return {name: _family(name, operation, POOLS[pool]) for name, operation in OPERATIONS.items()}
+    return families_of(POOLS[pool])
+
+
+def families_of(pool: List) -> dict[str, Family]:
+    """The list operations on items of any pool."""
+    return {name: _family(name, operation, pool) for name, operation in OPERATIONS.items()}
 
 
 def _family(name: str, operation: Operation, pool: List) -> Family:

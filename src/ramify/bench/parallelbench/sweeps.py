@@ -1,14 +1,18 @@
-"""What the benchmark compares on the list tasks: the rules with their settings, and the tables of one model."""
+"""What the benchmark compares: the rules with their settings, what each gets right and costs, and the tables.
+
+The rules are the same on list tasks and on text families (``text_sweeps.py``).
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ramify.bench.parallelbench import analysis, symbols
 from ramify.bench.parallelbench.filling import Prompts, Reading, fill, prompts_of
-from ramify.bench.parallelbench.metrics import LEVELS, Point, oracle, order_preference, parallelizability, pb
+from ramify.bench.parallelbench.metrics import LEVELS, Point, Sample, oracle, order_preference, parallelizability, pb
 from ramify.errors import RamifyError
 from ramify.methods.base import MaskedMethod
 from ramify.methods.options import build_spec, outside
@@ -23,14 +27,29 @@ GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 FACTORS = (0.7, 1.0, 1.3, 1.6, 1.9)
 ADAPTIVE = ("threshold", "factor")
 
+
+class Answers(Protocol):
+    """Answers to the problems of one task: the share that is right, and what each cost."""
+
+    @property
+    def samples(self) -> Sequence[Sample]: ...
+
+    @property
+    def accuracy(self) -> float: ...
+
+
 Setting = tuple[str, MaskedMethod]
-Sweep = dict[str, dict[str, dict[str, Reading]]]  # by rule, setting and task
+Sweep = Mapping[str, Mapping[str, Mapping[str, Answers]]]  # by rule, setting and task
 
 
-def settings(others: str) -> dict[str, list[Setting]]:
-    """Every rule with its settings; ``others``: methods with options that are run once each."""
+def settings(others: str, length: int = symbols.ANSWER, each: Sequence[int] = EACH) -> dict[str, list[Setting]]:
+    """Every rule with its settings.
+
+    ``others``: methods with options that are run once each. ``length``: positions of an answer. ``each``: how many of
+    them a pass fixes, by a rule that does not decide for itself.
+    """
     found: dict[str, list[Setting]] = {
-        order: [(f"{k} a pass", Unmask(order=order, steps=symbols.ANSWER // k)) for k in EACH] for order in SCORES
+        order: [(f"{k} a pass", Unmask(order=order, steps=math.ceil(length / k))) for k in each] for order in SCORES
     }
     found["threshold"] = [(f"γ = {gamma:g}", Threshold(gamma=gamma)) for gamma in GAMMAS]
     found["factor"] = [(f"f = {factor:g}", Factor(factor=factor)) for factor in FACTORS]
@@ -43,7 +62,7 @@ def settings(others: str) -> dict[str, list[Setting]]:
     return found
 
 
-def sweep(lm: MaskedLM, prompts: Prompts, others: str, seed: int) -> Sweep:
+def sweep(lm: MaskedLM, prompts: Prompts, others: str, seed: int) -> dict[str, dict[str, dict[str, Reading]]]:
     """All of them, greedy, the whole answer open."""
     return {
         rule: {said: fill(lm, method, prompts, seed=seed) for said, method in listed}
@@ -105,30 +124,31 @@ def ideal_threshold(task: str, gamma: float) -> float:
 # ---- sweeps ----
 
 
-def point(read: Mapping[str, Reading], padded: bool = True) -> Point:
-    """Over the learnt tasks together."""
-    return Point.of([sample for task in LEARNT for sample in read[task].samples], padded)
+def point(read: Mapping[str, Answers], padded: bool = True, tasks: Sequence[str] = LEARNT) -> Point:
+    """Over ``tasks`` together."""
+    return Point.of([sample for task in tasks for sample in read[task].samples], padded)
 
 
-def rule_rows(found: Sweep) -> list[dict[str, Any]]:
-    """Every rule with every setting: tokens per pass, accuracy on each task, and their mean over the learnt ones."""
+def rule_rows(found: Sweep, tasks: Sequence[str] = LEARNT) -> list[dict[str, Any]]:
+    """Every rule with every setting: tokens per pass, accuracy on each task, and their mean over ``tasks``."""
     return [
-        {"rule": rule, "setting": said, "tokens per pass": point(read).tps, "no padding": point(read, False).tps}
+        {"rule": rule, "setting": said}
+        | {"tokens per pass": point(read, True, tasks).tps, "no padding": point(read, False, tasks).tps}
         | {task: f"{each.accuracy:.3f}" for task, each in read.items()}
-        | {"mean of four": point(read).score}
+        | {"mean": point(read, True, tasks).score}
         for rule, listed in found.items()
         for said, read in listed.items()
     ]
 
 
-def level_rows(found: Sweep) -> list[dict[str, Any]]:
+def level_rows(found: Sweep, tasks: Sequence[str] = LEARNT) -> list[dict[str, Any]]:
     """PBx of every rule, and of the oracle over the thresholds."""
     rows = []
     for rule, listed in found.items():
-        points = [point(read) for read in listed.values()]
+        points = [point(read, True, tasks) for read in listed.values()]
         levels = {f"PB{level}": pb(points, level, rule in ADAPTIVE) for level in LEVELS}
         rows.append({"rule": rule, "settings": len(points)} | levels | _best(points))
-    chosen = oracle([[s for task in LEARNT for s in read[task].samples] for read in found["threshold"].values()])
+    chosen = oracle([[s for task in tasks for s in read[task].samples] for read in found["threshold"].values()])
     levels = {f"PB{level}": pb([chosen], level, False) for level in LEVELS}
     return [*rows, {"rule": "oracle over γ", "settings": len(found["threshold"])} | levels | _best([chosen])]
 
@@ -138,7 +158,9 @@ def _best(points: Sequence[Point]) -> dict[str, Any]:
     return {"best accuracy": best.score, "at tokens per pass": best.tps}
 
 
-def task_rows(lm: MaskedLM, found: Sweep, prompts: Prompts, seed: int) -> list[dict[str, Any]]:
+def task_rows(
+    lm: MaskedLM, found: Mapping[str, Mapping[str, Mapping[str, Reading]]], prompts: Prompts, seed: int
+) -> list[dict[str, Any]]:
     """What tells the tasks apart: parallelizability, order preference, and the order that confidence takes."""
     alone = found["confidence"]["1 a pass"]
     blocks = (2, 4, 6, 12)
