@@ -23,7 +23,7 @@ from ramify.models.weights import unavailable, weight_format
 DEMO = Path(__file__).parent / "demo"
 BUNDLED = {"demo": DEMO} | {
     name: DEMO.with_name(name.replace("-", "_"))
-    for name in ("demo-reasoner", "demo-dlm", "demo-masked-image", "list-model", "grid-model")
+    for name in ("demo-reasoner", "demo-dlm", "demo-masked-image", "list-model", "grid-model", "parallel-model")
 }
 FORWARDS = ("transformers", "fused", "static")
 
