@@ -103,6 +103,19 @@ def test_plain_steps_that_are_slower_than_the_curve_said_bring_it_back() -> None
     assert play.switch.plain.rate() == pytest.approx(1.0)
 
 
+def test_steps_without_a_draft_tell_that_the_machine_has_become_slower() -> None:
+    class Seldom(Three):
+        def draft(self, context: Context) -> TokenTree:
+            self.others.append("asked")
+            return super().draft(context) if len(self.others) % 4 == 0 else TokenTree.empty()
+
+    play = Play(slow=1.2, tokens=3, expected=0.5)  # plain steps were twice as fast once
+    play.switch.drafter = play.inner = Seldom()
+    assert play.steps(40) == "...d" * 10
+    assert play.switch.on
+    assert play.switch.plain.rate() == pytest.approx(1.0)
+
+
 def test_it_comes_back_when_the_text_changes() -> None:
     play = Play(slow=3.0, tokens=2)
     play.steps(TRIAL + 3)

@@ -8,7 +8,9 @@ of the drafter's learning, so that drafting, scoring and verifying are all in th
     on     after ``TRIAL`` plain steps that were no faster after all, or after a rest of ``REST`` steps
 
 Every trial that fails doubles the next rest, up to ``LONGEST``. Until plain steps were measured, the cost curve says
-what one takes, or ``plain`` where that is known; they are remembered from request to request. A speed-up ``expected``
+what one takes, or ``plain`` where that is known; they are remembered from request to request. A step for which the
+drafter had nothing to propose is a plain one, too, but for its drafting and learning: it tells how fast the machine is
+now. A speed-up ``expected``
 from earlier measurements stands for the first steps of a request: it counts for ``TRIAL`` of them at first, for fewer
 as steps are measured, and for none when there are ``WINDOW``. A step that took more than ``SPIKE`` times the median of
 its kind counts as that much: the machine did something else. While it is off the drafter goes on learning from every
@@ -145,6 +147,7 @@ class Switch(Drafter):
         self.rest = REST
         self.drafting = Speed(plain.expected)
         self.began: float | None = None
+        self.drafted = 0.0  # when the draft was there
 
     def start(self, prompt: Sequence[int]) -> None:
         self.drafter.start(prompt)
@@ -157,12 +160,17 @@ class Switch(Drafter):
 
     def draft(self, context: Context) -> TokenTree:
         self.began = self.clock()
-        return self.drafter.draft(context) if self.on else TokenTree.empty()
+        draft = self.drafter.draft(context) if self.on else TokenTree.empty()
+        self.drafted = self.clock()
+        return draft
 
     def observe(self, outcome: Outcome) -> None:
+        scored = self.clock()
         self.drafter.observe(outcome)
         if self.began is None:  # nobody asked for a draft: text that is read, not written
             return
+        if self.on and len(outcome.tree) == 1:
+            self.plain.add(scored - self.drafted, len(outcome.tokens))
         speed = self.drafting if self.on else self.plain
         speed.add(self.clock() - self.began, len(outcome.tokens))
         self.began = None
