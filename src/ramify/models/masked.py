@@ -149,7 +149,7 @@ def load_masked(
 ) -> MaskedLM:
     """Load a masked denoiser.
 
-    ``source``: a bundled model ("demo-dlm", "demo-masked-image", "list-model", "grid-model"), a local
+    ``source``: a bundled model ("demo-dlm", "demo-masked-image", "list-model", "grid-model", "parallel-model"), a local
     folder in transformers' layout or that of LLaDA or Dream (whose own code is not run), a hub id, or a model object.
     ``mask_token``, ``shift``, ``block``: how the model was trained to read a canvas, see ``Denoiser``; None for what
     its config says. A text for ``mask_token`` is looked up in the tokenizer. The other settings are those of ``load``.

@@ -16,7 +16,7 @@ from ramify.methods.unmask.orders import Unmask
 from ramify.models.masked import MaskedLM
 
 TextSweep = dict[str, dict[str, dict[str, Answered]]]  # by rule, setting and family
-FLOOR = 0.5  # share of right answers, one token a pass
+FLOOR = 0.25  # share of right answers, one token a pass
 TEMPLATE = "instruction"
 EACH = (1, 2, 4, 8, 16, 32)  # tokens a pass, as in the published configurations
 BLOCKS = (2, 4, 8, 16, 32)

@@ -50,7 +50,7 @@ def run(
     Text families: ``count`` problems of each of ``families``, answers of ``new`` tokens, under every template;
     ``methods``: by default a threshold and one token a pass, or greedy decoding of an autoregressive model. Where they
     are not given, a masked model answers by every rule what it knows, under one template: the families of which at
-    least half are right one token a pass.
+    least a quarter are right one token a pass.
     """
     if count < 1 or trials < 1:
         raise RamifyError(f"count is {count} and trials {trials}; ask for at least 1 of each")
