@@ -191,6 +191,15 @@ def test_a_chat_is_refused(server: Server) -> None:
         ramify.solve(remote(server), [{"role": "user", "content": "why?"}], "beam-search", max_new_tokens=4)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"temperature": -1.0}, "temperature is -1"), ({"top_p": 0.0}, "top_p is 0"), ({"length": -2}, "max_new_tokens")],
+)
+def test_settings_that_no_server_takes(server: Server, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ramify.RamifyError, match=message):
+        solve(remote(server), "cntp", **given)
+
+
 def test_names_that_are_not_what_is_written_are_refused() -> None:
     @dataclass
     class Stripped(Table):

@@ -18,7 +18,7 @@ from ramify.errors import RamifyError
 from ramify.models.arriving import CUT
 from ramify.models.endpoint import RemoteError
 from ramify.models.offers import Interface
-from ramify.models.query import Chat
+from ramify.models.query import Chat, check
 from ramify.models.remote import RemoteLM
 from ramify.models.reply import Reply
 
@@ -109,10 +109,12 @@ def step_distant(
 
     ``greedy``: the policy draws nothing, and ``temperature`` and ``top_p`` are not looked at. Tokens are numbers that
     mean something within the call only; see ``ServerPool`` for what else differs. Failures: as ``search_distant``.
+    Raises ``RamifyError`` for settings that no server takes, for chats, and for a server without alternatives.
     """
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-    if not isinstance(prompt, str) or lm.chat is True or lm.offers.text.refusal:
+    check(prompt, 1, max_new_tokens, temperature, top_p, seed, 0)
+    if not isinstance(prompt, str) or not _by_text(lm, prompt):
         raise RamifyError(
             f"a token at a time needs plain completions of a text, and {lm.base_url} is asked by chat; give a text, "
             "with the chat's template applied, to a server that completes texts"
@@ -157,6 +159,9 @@ def _receive(pool: Roster, path: Path, reason: str, answer: Parser, seconds: flo
 
 def interface(lm: RemoteLM, prompt: str | Chat) -> Interface:
     """The interface that ``prompt`` goes by."""
-    offers = lm.offers
-    by_text = isinstance(prompt, str) and lm.chat is not True and not offers.text.refusal
-    return offers.text if by_text else offers.chat
+    return lm.offers.text if _by_text(lm, prompt) else lm.offers.chat
+
+
+def _by_text(lm: RemoteLM, prompt: str | Chat) -> bool:
+    """Whether ``prompt`` goes through plain completions."""
+    return isinstance(prompt, str) and lm.chat is not True and not lm.offers.text.refusal
