@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -49,6 +50,63 @@ def test_who_looks_ahead_sees_the_noise_that_chooses() -> None:
         assert int((law / race).argmax()) == Noise(3).pick(law, position)
     assert len(noise._ahead) == AHEAD
     assert [noise.pick(law, position) for position in range(9)] == [Noise(3).pick(law, each) for each in range(9)]
+
+
+def test_noise_is_exponential_and_of_its_position_alone() -> None:
+    race = Noise(3).race(100_000, 7)
+    assert race.dtype == torch.float32
+    assert float(race.min()) > 0.0
+    assert float(race.mean()) == pytest.approx(1.0, abs=0.02)
+    assert float((race > 1.0).float().mean()) == pytest.approx(math.exp(-1), abs=0.01)
+    others = [Noise(3).race(100_000, 8), Noise(4).race(100_000, 7), Noise(3, 1).race(100_000, 7), Noise(-3).race(10, 7)]
+    for other in others[:3]:
+        assert abs(float(torch.corrcoef(torch.stack([race, other]))[0, 1])) < 0.02
+    assert torch.equal(race, Noise(3).race(100_000, 7))
+
+
+def test_who_guesses_the_law_foresees_the_token() -> None:
+    """With the target's own scores as the guess, the surest token is the one that the noise chooses."""
+    sampler = Sampler(WARPERS[1:], greedy=False, noise=Noise(3))
+    logits = 3 * torch.randn(6, 30, generator=torch.Generator().manual_seed(0))
+    sure = sampler.foresee(logits, range(9, 15))
+    assert torch.allclose(sure.exp().sum(dim=1), torch.ones(6))
+    assert [Sampler.pick(sampler, torch.tensor([4]), logits[row], 9 + row) for row in range(6)] == sure.argmax(
+        1
+    ).tolist()
+    alone = torch.cat([sampler.foresee(logits[[row]], [9 + row]) for row in range(6)])
+    assert torch.equal(sure, alone)
+    cut = torch.topk(logits / 0.8, 9, dim=1).indices  # top-k applies to the guess
+    assert all(torch.isfinite(sure[row, cut[row]]).all() for row in range(6))
+    assert torch.isinf(sure).sum() == 6 * 21
+
+
+def test_greedy_text_is_foreseen_by_the_guess_itself() -> None:
+    logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(Sampler().foresee(logits, [4]), logits.float().log_softmax(dim=1))
+
+
+def test_a_guess_at_some_tokens_meets_their_own_noise() -> None:
+    sampler = Sampler(greedy=False, noise=Noise(3))
+    logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([3, 8, 21])
+    whole = sampler.foresee(logits, [4])[:, ids].log_softmax(dim=1)
+    torch.testing.assert_close(sampler.foresee(logits[:, ids], [4], 30, ids), whole)
+
+
+def test_shares_are_kept_where_the_guess_is_off_by_gumbel_noise() -> None:
+    """Worked by simulation: the target's scores are the guess plus Gumbel variables, over many positions."""
+    generator = torch.Generator().manual_seed(0)
+    sampler = Sampler(greedy=False, noise=Noise(11))
+    guess = torch.tensor([2.0, 1.5, 0.0, -1.0])
+    promised, kept = 0.0, 0.0
+    for position in range(4000):
+        off = -torch.empty(4).exponential_(generator=generator).log()
+        token = sampler.pick(torch.tensor([0]), guess + off, position)
+        sure = sampler.foresee(guess[None], [position])[0].exp()
+        promised += float(sure.max())
+        kept += float(token == int(sure.argmax()))
+    assert kept / 4000 == pytest.approx(promised / 4000, abs=0.02)
+    assert kept / 4000 > 0.6
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -141,9 +141,9 @@ def test_hypers_refinement_by_itself() -> None:
     )
     after = next(path for path in run(hyper, new=12).paths if path.number == 1)
     alone = RoutingEnsemble(2, 2.0, clean=True, by_confidence=True, reuse=5.0, paths=2)
-    found = next(path for path in run(alone, new=12, do_sample=True).paths if path.number == 1)
+    found = next(path for path in run(alone, new=40, do_sample=True).paths if path.number == 1)
     assert found.tokens[0] == after.tokens[0]  # before the first decision of the one, the prompt's own law of the other
-    assert found.tokens != run(RoutingEnsemble(2, 2.0, paths=2), new=12, do_sample=True).paths[1].tokens
+    assert found.tokens != run(RoutingEnsemble(2, 2.0, paths=2), new=40, do_sample=True).paths[1].tokens
 
 
 def test_bad_input() -> None:

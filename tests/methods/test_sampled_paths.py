@@ -59,11 +59,11 @@ def test_pools_of_a_request_are_paired() -> None:
 
 
 def test_the_adaptive_stop() -> None:
-    whole = solve("self-consistency", paths=12)
-    stopped = solve("self-consistency", paths=12, agree=0.01, batch=3)
+    whole = solve("self-consistency", paths=12, seed=3)
+    stopped = solve("self-consistency", paths=12, agree=0.01, batch=3, seed=3)
     assert len(stopped.paths) == 3
     assert stopped.cost.generated_tokens < whole.cost.generated_tokens
-    never = solve("self-consistency", paths=10, agree=1.0, batch=4)
+    never = solve("self-consistency", paths=10, agree=1.0, batch=4, seed=3)
     assert len(never.paths) == 10
     assert {n: path.tokens for n, path in by_number(never).items()}.items() <= {
         n: path.tokens for n, path in by_number(whole).items()

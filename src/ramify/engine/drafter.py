@@ -28,6 +28,15 @@ class Context:
     generator: torch.Generator
     position: int
 
+    def foreseen(
+        self, logits: Tensor, levels: Sequence[int], size: int | None = None, ids: Tensor | None = None
+    ) -> Tensor:
+        """``Sampler.foresee`` for guesses at the tokens of ``levels`` of the draft, 0 being the pending one's children.
+
+        For methods that are verified by matching: only there does the noise choose.
+        """
+        return self.sampler.foresee(logits, [self.position + level for level in levels], size, ids)
+
 
 @dataclass(frozen=True)
 class Outcome:
