@@ -16,10 +16,12 @@ from torch import Tensor
 import ramify.methods.draft.chimera as chimera_module
 import ramify.methods.draft.chimera_encoder as chimera_encoder
 from ramify.api import generate
+from ramify.bench.prompts import held_out_prompts
 from ramify.engine.drafter import Context, Outcome
 from ramify.engine.sampling import Sampler
 from ramify.engine.session import Session
 from ramify.errors import RamifyError
+from ramify.methods.draft.borrowed import ranked, ranked_coupled
 from ramify.methods.draft.chimera import PAPER, Chimera
 from ramify.methods.draft.chimera_draft import BranchDrafter, Plan
 from ramify.methods.draft.chimera_encoder import Encoder
@@ -303,12 +305,22 @@ def test_ranks_are_measured_and_lay_out_the_tree():
     assert bool((head.accuracy.sum(-1) <= 1.0001).all())
     head.accuracy[0] = torch.tensor([[0.5, 0.2] + [0.0] * 6, [0.4, 0.3] + [0.0] * 6])
     head.accuracy[1] = torch.tensor([[0.2, 0.1] + [0.0] * 6, [0.0] * 8])
-    method = Chimera(head=head, nodes=4)
-    sizes = {}
-    for sampled in (False, True):
+    head.accuracy[2] = torch.tensor([[0.4] + [0.0] * 7, [0.3] + [0.0] * 7])
+    shapes = []
+    for sampled, coupled in ((False, True), (True, False), (True, True)):
+        method = Chimera(head=head, nodes=4, coupled=coupled)
         steps = generate(model, text(8), method, max_new_tokens=9, do_sample=sampled, seed=1).steps
-        sizes[sampled] = steps[0][0].tree.shape.parents
-    assert sizes == {False: (-1, -1, 0, 0), True: (-1, -1)}
+        shapes.append(steps[0][0].tree.shape.parents)
+    assert shapes == [(-1, -1, 0, 0), (-1, -1), (-1, 0)]
+
+
+def test_accuracy_in_view_of_the_noise() -> None:
+    """A guess that is the target's own is always right then; one that knows nothing is not."""
+    logits = 2 * torch.randn(2, 50, 40, generator=torch.Generator().manual_seed(0))
+    right = ranked_coupled(logits, logits, 3) / 2
+    assert right.tolist() == [1.0, 0.0, 0.0]
+    known, blind = ranked_coupled(logits + torch.randn_like(logits), logits, 3)[0], ranked(logits, logits, 3)[1, 0]
+    assert float(ranked_coupled(torch.zeros_like(logits), logits, 3)[0]) < float(blind) < float(known) < 2.0
 
 
 def test_size_and_depth_follow_the_cost_curve(monkeypatch: pytest.MonkeyPatch):
@@ -393,3 +405,16 @@ def test_bad_input():
     ):
         with pytest.raises(RamifyError, match=sentence):
             make()
+
+
+def test_drafts_in_view_of_the_noise_are_right_more_often_and_change_no_token() -> None:
+    model = load("demo", dtype="float32")
+    prompts = [prompt.text for prompt in held_out_prompts(3, seed=0)]
+    settings: dict[str, Any] = {"max_new_tokens": 48, "do_sample": True, "temperature": 0.7, "seed": 1}
+    plain = generate(model, prompts, "sample", **settings)
+    calls = {}
+    for coupled in (False, True):
+        found = generate(model, prompts, Chimera(nodes=7, coupled=coupled), **settings)
+        assert [result.tokens for result in found] == [result.tokens for result in plain]
+        calls[coupled] = sum(result.stats.target_calls for result in found)
+    assert calls[True] < calls[False]

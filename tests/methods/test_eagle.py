@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 import ramify.methods.draft.eagle as place
 from ramify.api import generate
+from ramify.bench.prompts import held_out_prompts
 from ramify.engine.drafter import Context
 from ramify.engine.events import Accepted, Drafted
 from ramify.engine.sampling import Sampler
@@ -33,7 +35,7 @@ from ramify.methods.draft.eagle_pace import PRIOR, REST, Pace
 from ramify.methods.draft.eagle_tree import Growth
 from ramify.methods.head import teach
 from ramify.models.calibrate import CostCurve
-from ramify.models.causal import CausalLM
+from ramify.models.causal import CausalLM, load
 
 WINDOW = torch.tensor([text(40, 7), text(40, 8)])
 KINDS: list[dict[str, Any]] = [
@@ -503,3 +505,55 @@ def test_a_level_is_measured_beside_a_step():
 def test_what_is_wrong_is_said(make: Any, message: str):
     with pytest.raises(RamifyError, match=message):
         make()
+
+
+def test_drafts_in_view_of_the_noise_are_right_more_often_and_change_no_token() -> None:
+    model = load("demo", dtype="float32")
+    prompts = [prompt.text for prompt in held_out_prompts(3, seed=0)]
+    settings: dict[str, Any] = {"max_new_tokens": 48, "do_sample": True, "temperature": 0.7, "seed": 1}
+    plain = generate(model, prompts, "sample", **settings)
+    calls = {}
+    for coupled in (False, True):
+        found = generate(model, prompts, Eagle(nodes=8, coupled=coupled), **settings)
+        assert [result.tokens for result in found] == [result.tokens for result in plain]
+        calls[coupled] = sum(result.stats.target_calls for result in found)
+    assert calls[True] < 0.95 * calls[False]
+
+
+def test_what_truncation_rules_out_is_not_drafted() -> None:
+    growth = Growth()
+    growth.add(np.array([[1, 2, 3]]), np.array([[-0.1, -np.inf, -np.inf]]))
+    assert growth.frontier(3).tolist() == [0]
+    growth.add(np.array([[4, 5, 6]]), np.array([[-0.5, -0.7, -np.inf]]), growth.frontier(3))
+    tree, values = growth.kept(9)
+    assert tree.tokens.tolist() == [1, 4, 5]
+    assert np.isfinite(values).all()
+    model = load("demo", dtype="float32")
+    settings: dict[str, Any] = {"max_new_tokens": 24, "do_sample": True, "top_k": 2, "seed": 1}
+    steps = generate(model, "def first(", Eagle(nodes=12, depth=2), **settings).steps
+    assert max(len(drafted.tree) for step in steps for drafted in step if isinstance(drafted, Drafted)) <= 2 + 4
+
+
+def test_a_reduced_draft_vocabulary_meets_the_noise_of_its_own_tokens() -> None:
+    model = lm("llama")
+    head = heads.eagle(model, draft_vocabulary=20)
+    prompts, settings = [text(12, 3)], {"max_new_tokens": 24, "do_sample": True, "temperature": 0.8, "seed": 5}
+    plain = generate(model, prompts, "sample", **settings)
+    found = generate(model, prompts, Eagle(head=head, nodes=6), **settings)
+    assert found[0].tokens == plain[0].tokens
+
+
+@given(st.lists(st.lists(st.floats(-4.0, -0.1), min_size=2, max_size=2), min_size=3, max_size=3))
+def test_a_tree_promises_its_own_confidences(confidences: list[list[float]]) -> None:
+    growth = Growth()
+    growth.add(np.array([[1, 2]]), np.array(confidences[:1]))
+    growth.add(np.array([[3, 4], [5, 6]]), np.array(confidences[1:]), np.array([0, 1]))
+    tree, values = growth.kept(6)
+    assert tree.promises is not None
+    given_ = {1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 6: 5}
+    flat = np.exp(np.array(confidences).ravel())
+    for node, token in enumerate(tree.tokens.tolist()):
+        assert tree.promises[node] == pytest.approx(flat[given_[token]], rel=1e-6)
+        above = tree.shape.parents[node]
+        total = values[node] - (values[above] if above >= 0 else 0.0)
+        assert math.exp(total) == pytest.approx(tree.promises[node], rel=1e-6)

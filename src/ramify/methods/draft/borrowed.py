@@ -1,17 +1,23 @@
 """What trained heads borrow from their target: its LM head, and its laws on windows of text.
 
 The LM head is taken as the bare matrix: soft caps and scales that a family puts behind it keep the order of tokens, so
-they change how confident a head is, never which tokens it guesses first.
+they change how confident a head is, never which tokens it guesses first. Heads are trained against the exact matrices
+and draft with what is cheapest (``product``, ``quick_head``).
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ramify.models.causal import CausalLM
-from ramify.models.weights import Product, unavailable, weight_format
+from ramify.models.projection import StandIn
+from ramify.models.weights import Int4, Plain, Product, unavailable, weight_format
 
 TEMPERATURE = 0.7  # of sampled text, for which heads measure themselves apart
 
@@ -43,8 +49,20 @@ def ranked(guesses: Tensor, logits: Tensor, ranks: int) -> Tensor:
     return torch.stack([law.gather(-1, best).mean(dim=1).sum(dim=0) for law in laws(logits)])
 
 
+def ranked_coupled(guesses: Tensor, logits: Tensor, ranks: int) -> Tensor:
+    """How often the token that noise chooses by the target's law at ``TEMPERATURE`` is the guess of each rank.
+
+    The guesses are ranked in view of the same noise, as ``Sampler.foresee`` does; shapes as of ``ranked``: [ranks].
+    """
+    noise = torch.Generator(logits.device).manual_seed(0)
+    race = torch.empty(logits.shape, device=logits.device).exponential_(generator=noise).log_()
+    chosen = (logits.float() / TEMPERATURE - race).argmax(dim=-1, keepdim=True)
+    best = (guesses.float() / TEMPERATURE - race).topk(ranks, dim=-1).indices
+    return (best == chosen).float().mean(dim=1).sum(dim=0)
+
+
 def product(lm: CausalLM, *layers: nn.Linear, behind: nn.RMSNorm | None = None) -> Product:
-    """Linear layers of a head that read the same input, as one product in the target's dtype on its device.
+    """Linear layers of a head that read the same input, as one product on the target's device, rounded where it pays.
 
     ``behind``: a norm before them, whose weight goes into theirs; the product then reads rows of length 1.
     """
@@ -54,5 +72,32 @@ def product(lm: CausalLM, *layers: nn.Linear, behind: nn.RMSNorm | None = None) 
     bias = None
     if layers[0].bias is not None:
         bias = torch.cat([layer.bias.detach() for layer in layers]).to(lm.device, lm.dtype)
-    name = "plain" if unavailable("packed", lm.dtype, lm.device.type) else "packed"
-    return weight_format(name)(weight.to(lm.device, lm.dtype), bias)
+    return _quick(weight.to(lm.device, lm.dtype), bias)
+
+
+def quick_head(lm: CausalLM) -> Callable[[Tensor], Tensor]:
+    """The target's LM head for drafting: the target's own, or a copy rounded where that pays."""
+    module: Any = lm.model.get_output_embeddings()
+    if lm.device.type != "cpu" or lm.forward.weights not in ("plain", "packed"):
+        return lm_head(lm)
+    if isinstance(module, StandIn):
+        held: Any = module.whole[0].product
+        weight, bias = held.dense(), held.bias
+    else:
+        weight, bias = module.weight.detach(), module.bias
+    found = _quick(weight, bias)
+    return found if isinstance(found, Int4) else lm_head(lm)
+
+
+def _quick(weight: Tensor, bias: Tensor | None) -> Product:
+    """A matrix in the format in which few rows cost least.
+
+    In half precision on a CPU those are 4 bits: a draft is no promise, and what a product of few rows costs is to read
+    the matrix. Float32 stays as it is.
+    """
+    names = ["packed"] if weight.dtype == torch.float32 else ["int4", "packed"]
+    for name in names:
+        if not unavailable(name, weight.dtype, weight.device.type):
+            with contextlib.suppress(ValueError):  # a shape that the format cannot hold
+                return weight_format(name)(weight, bias)
+    return Plain(weight, bias)

@@ -13,13 +13,17 @@ of the text comes from verified states only; the rows of a draft are forgotten a
 Followed: ``tree="paper"`` is the published tree of 25 nodes and five levels (for four heads without its two deepest
 nodes). Our choices, where the paper is silent or its code cannot run:
 
-* ``tree="calibrated"`` lays nodes out by how often each rank was right when the head was trained (apart for greedy and
-  sampled text); ``nodes=None`` takes size and depth with the most expected tokens per second on the machine's cost
-  curve, the measured time of each drafted level counted in, and drafts nothing when nothing pays.
+* ``tree="calibrated"`` lays nodes out by how often each rank was right when the head was trained (apart for greedy
+  text, sampled text, and sampled text in view of the noise); ``nodes=None`` takes size and depth with the most expected
+  tokens per second on the machine's cost curve, the measured time of each drafted level counted in, and drafts nothing
+  when nothing pays.
 * A head that reads the target's LM head ("shared") is the default: the paper's own K matrices [V, 2D] are a fifth of a
   7B target, read at every step.
 * The engine verifies by matching, which is exact; the official script's acceptance (typical, temperature 1) is not.
-* The layer has Llama's shape for every target, and matrices are packed where the machine has that.
+* ``coupled``: in sampled text a node's best guesses are those in view of the noise that will choose the token
+  (``Sampler.foresee``), not the likeliest tokens.
+* The layer has Llama's shape for every target; its matrices and the LM head are rounded to 4 bits where few rows are
+  cheaper so (``borrowed.py``).
 
 Cost of a step: one pass of trigram encoder, layer and LM head over the rows of each level, in turn. Limits: the first
 token of a prompt of one token gets no draft, since no state is known yet.
@@ -70,7 +74,8 @@ class Chimera(DraftMethod):
 
     ``head``: the trained part, a folder that ``ramify train chimera`` made or a head object; None for the bundled one
     of the demo model. ``tree``: "calibrated" (by the head's measured accuracy) or "paper" (25 nodes). ``nodes``: draft
-    nodes per step; None sizes a calibrated tree by the machine's cost curve, and takes the paper's whole.
+    nodes per step; None sizes a calibrated tree by the machine's cost curve, and takes the paper's whole. ``coupled``:
+    False to guess without a view to the noise.
     """
 
     trains = ChimeraHead
@@ -78,6 +83,7 @@ class Chimera(DraftMethod):
     head: Any = None
     tree: Literal["calibrated", "paper"] = "calibrated"
     nodes: int | None = None
+    coupled: bool = True
 
     def __post_init__(self) -> None:
         if self.tree not in ("calibrated", "paper"):
@@ -93,11 +99,11 @@ class Chimera(DraftMethod):
         plan: Plan | None = self.memory.get(("plan", lm, greedy))
         if plan is None:
             plan = self.memory["plan", lm, greedy] = Plan(self._template(encoder, greedy), lm)
-        return BranchDrafter(encoder, plan)
+        return BranchDrafter(encoder, plan, self.coupled)
 
     def _template(self, encoder: Encoder, greedy: bool) -> Template:
         heads = encoder.sizes.heads
-        rates = encoder.accuracy[0 if greedy else 1].tolist()
+        rates = encoder.accuracy[0 if greedy else 2 if self.coupled else 1].tolist()
         if self.tree == "paper":
             fitting = Template(tuple(path for path in PAPER.ranks if len(path) <= heads))
             return fitting if self.nodes is None else fitting.first(self.nodes)

@@ -70,12 +70,15 @@ class Plan:
 
 
 class BranchDrafter(Drafter):
-    """Drafts ``plan`` for one sequence; the keys and values of its verified states lie in a cache of its own."""
+    """Drafts ``plan`` for one sequence; the keys and values of its verified states lie in a cache of its own.
+
+    ``coupled``: takes its guesses in view of the noise.
+    """
 
     hidden_layers = (-1,)
 
-    def __init__(self, encoder: Encoder, plan: Plan) -> None:
-        self.encoder, self.plan = encoder, plan
+    def __init__(self, encoder: Encoder, plan: Plan, coupled: bool = True) -> None:
+        self.encoder, self.plan, self.coupled = encoder, plan, coupled
         self.text = encoder.text()
         self.state: Tensor | None = None
         self.unread: list[Tensor] = []  # verified states that are not in the text's cache yet
@@ -123,5 +126,7 @@ class BranchDrafter(Drafter):
             read = started(newest) if known + step == 1 else newest
             seen = (level.mask, None) if step > 0 else (None, unread)
             scores = self.encoder.scores(step, self.text, self.state, read, known + step, *seen)
+            if self.coupled:
+                scores = context.foreseen(scores, [step])
             found.append(scores.topk(level.ranks, dim=1).indices.flatten()[level.chosen])
         return TokenTree(torch.cat(found)[self.plan.order], self.plan.shape)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ramify.engine.session import Session
 from ramify.engine.tree import TokenTree
-from ramify.methods.draft.borrowed import lm_head, product
+from ramify.methods.draft.borrowed import product, quick_head
 from ramify.methods.draft.chimera_head import ChimeraHead
 from ramify.methods.draft.eagle_pace import relative
 from ramify.methods.draft.small_layer import SmallLayer, Text, unit
@@ -43,7 +43,7 @@ class Encoder:
                 layer.turns,
             )
         self.fuse = [product(lm, each) for each in head.heads if isinstance(each, nn.Linear)]
-        self.shared = lm_head(lm) if head.sizes.head == "shared" else None
+        self.shared = quick_head(lm) if head.sizes.head == "shared" else None
 
     def text(self) -> Text:
         """An empty text."""

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ramify.errors import RamifyError, unknown
-from ramify.methods.draft.borrowed import lm_head, lm_head_weight, ranked
+from ramify.methods.draft.borrowed import lm_head, lm_head_weight, ranked, ranked_coupled
 from ramify.methods.draft.chimera_layer import ContextLayer
 from ramify.methods.draft.eagle_layer import along
 from ramify.methods.head import Fit, Head, Regime, sizes_of, teach
@@ -103,7 +103,7 @@ class ChimeraHead(Head):
         out = size if sizes.head == "shared" else fit.vocab_size
         self.heads = nn.ModuleList(nn.Linear(parts * size, out, bias=False) for _ in range(sizes.heads))
         self.accuracy: Tensor
-        self.register_buffer("accuracy", torch.zeros(2, sizes.heads, min(RANKS, fit.vocab_size)))
+        self.register_buffer("accuracy", torch.zeros(3, sizes.heads, min(RANKS, fit.vocab_size)))
 
     @classmethod
     @torch.no_grad()
@@ -208,13 +208,15 @@ class ChimeraHead(Head):
         self.accuracy.copy_(self._ranks(lm, tokens))
 
     def _ranks(self, lm: CausalLM, tokens: Tensor) -> Tensor:
-        """[2, K, R]: how likely the target's token is the guess of rank r, when greedy and when sampled."""
+        """[3, K, R]: how likely the token is the guess of rank r: greedy, sampled, sampled in view of the noise."""
         total = torch.zeros_like(self.accuracy)
         for part in torch.split(tokens, CHUNK):
             taught = teach(lm, part, [-1])
             found, _ = self.unroll(lm, taught.hidden[-1].float(), part, "given")
             for step, z in enumerate(found):
-                total[:, step] += ranked(z, taught.logits[:, step + 1 : step + 1 + z.shape[1]], total.shape[2])
+                logits = taught.logits[:, step + 1 : step + 1 + z.shape[1]]
+                total[:2, step] += ranked(z, logits, total.shape[2])
+                total[2, step] += ranked_coupled(z, logits, total.shape[2])
         return total / len(tokens)
 
 

@@ -18,7 +18,10 @@ pending one included: ``nodes=59``. Our choices:
   than it promises, and drafts nothing for a while when nothing pays (``eagle_pace.py``).
 * the engine verifies by matching, which is exact. (The drafts are the best candidates, not samples, so the published
   code's rule is its one-hot case, with the same law.)
-* confidences are those at temperature 1 whatever the request's is, as in the published code.
+* ``coupled``: sampled text is chosen by noise that the seed gives to every position, so that confidences can be those
+  in view of it (``Sampler.foresee``). Without it, and for greedy text, they are those at temperature 1 whatever the
+  request's is, as in the published code. It misleads inside an assistant that draws its drafts: no noise chooses there.
+* matrices and LM head are rounded to 4 bits where few rows are cheaper so (``borrowed.py``).
 * the head has a layer of Llama's shape for every target, as published heads do; one for another family's target is
   trained all the same.
 
@@ -67,7 +70,7 @@ class Eagle(DraftMethod):
     ``head``: the trained part, a folder that ``ramify train eagle`` made, one in a published layout (EAGLE, EAGLE-2,
     EAGLE-3), or a head object; None for the bundled one of the demo model. ``nodes``: draft nodes per step (paper: 59);
     None sizes the tree at every step by the machine's cost curve. ``depth``: levels at most. ``k``: children of a node,
-    and nodes of a level that get any; 1 drafts a chain.
+    and nodes of a level that get any; 1 drafts a chain. ``coupled``: False for the paper's confidences in sampled text.
     """
 
     trains = EagleHead
@@ -76,6 +79,7 @@ class Eagle(DraftMethod):
     nodes: int | None = None
     depth: int = 6
     k: int = 10
+    coupled: bool = True
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.k < 1:
@@ -88,12 +92,12 @@ class Eagle(DraftMethod):
         if continuer is None:
             continuer = self.memory["continuer", lm] = Continuer(find_head(EagleHead, self.head, lm), lm)
         if self.nodes is not None:
-            return TreeDrafter(continuer, self.depth, self.k, self.nodes)
+            return TreeDrafter(continuer, self.depth, self.k, self.nodes, coupled=self.coupled)
         level: float | None = self.memory.get(("level", lm))
         curve = calibrate(lm)
         if level is None:
             level = self.memory["level", lm] = curve.cost(1) * _level_beside_pass(continuer)
-        return TreeDrafter(continuer, self.depth, self.k, LARGEST, Pace(curve, level, LARGEST))
+        return TreeDrafter(continuer, self.depth, self.k, LARGEST, Pace(curve, level, LARGEST), self.coupled)
 
 
 @torch.inference_mode()

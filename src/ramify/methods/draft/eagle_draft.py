@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ramify.engine.drafter import Context, Drafter, Outcome
 from ramify.engine.tree import TokenTree
-from ramify.methods.draft.borrowed import lm_head, product
+from ramify.methods.draft.borrowed import product, quick_head
 from ramify.methods.draft.eagle_head import EagleHead
 from ramify.methods.draft.eagle_pace import Pace
 from ramify.methods.draft.eagle_tree import Growth
@@ -21,16 +21,22 @@ from ramify.models.causal import CausalLM
 CHUNK = 512  # verified tokens that are read at a time
 
 
+def as_published(logits: Tensor) -> Tensor:
+    """Log-confidences of logits [w, V], at temperature 1 whatever the request's is."""
+    return logits.log_softmax(dim=-1, dtype=torch.float32)
+
+
 class Continuer:
     """The head laid out for few rows, in the target's dtype and on its device."""
 
     def __init__(self, head: EagleHead, lm: CausalLM) -> None:
         self.lm, self.head = lm, head
+        self.ids = None if head.d2t is None else head.ids(torch.arange(len(head.d2t), device=head.d2t.device))
         layer: Any = head.layers[0]
         self.join, own, mlp = layer.join, layer.self_attn, layer.mlp
         self.head_size = layer.head_size
         self.fc = product(lm, head.fc)
-        self.lm_head = lm_head(lm) if head.lm_head is None else product(lm, head.lm_head)
+        self.lm_head = quick_head(lm) if head.lm_head is None else product(lm, head.lm_head)
         self.layer = SmallLayer(
             product(lm, own.q_proj, own.k_proj, own.v_proj),
             product(lm, own.o_proj),
@@ -62,11 +68,13 @@ class Continuer:
             residual, self.layer.attend(text, x, begin, text.length + depth - 1, len(tokens), hidden)
         )
 
-    def guess(self, out: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def guess(
+        self, out: Tensor, k: int, confidence: Callable[[Tensor], Tensor] = as_published
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` best next tokens [w, k] after outputs [w, D], and their log-confidences."""
         read = out if self.head.norm is None else self.head.norm(out).to(out.dtype)
-        confidences = self.lm_head(read).log_softmax(dim=-1, dtype=torch.float32)
-        top = confidences.topk(min(k, confidences.shape[1]), dim=-1)
+        found = confidence(self.lm_head(read))
+        top = found.topk(min(k, found.shape[1]), dim=-1)
         return self.head.ids(top.indices).cpu().numpy(), top.values.cpu().numpy()
 
     def _enter(self, tokens: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,10 +90,19 @@ class Continuer:
 class TreeDrafter(Drafter):
     """Grows a tree of at most ``depth`` levels and keeps its ``nodes`` best, or what ``pace`` says.
 
-    Up to ``width`` candidates of a level get as many children each.
+    Up to ``width`` candidates of a level get as many children each. ``coupled``: confidences in view of the noise.
     """
 
-    def __init__(self, continuer: Continuer, depth: int, width: int, nodes: int, pace: Pace | None = None) -> None:
+    def __init__(
+        self,
+        continuer: Continuer,
+        depth: int,
+        width: int,
+        nodes: int,
+        pace: Pace | None = None,
+        coupled: bool = True,
+    ) -> None:
+        self.coupled = coupled
         self.continuer, self.depth, self.width, self.nodes, self.pace = continuer, depth, width, nodes, pace
         self.hidden_layers = tuple(dict.fromkeys(continuer.head.reads))
         self.text = continuer.text()
@@ -112,7 +129,7 @@ class TreeDrafter(Drafter):
         out = self._read(context.tokens)
         if out is None or self.nodes == 0:
             return TokenTree.empty()
-        tree, self.values = self._grow(out, min(self.depth, context.levels))
+        tree, self.values = self._grow(out, min(self.depth, context.levels), context)
         return tree
 
     def observe(self, outcome: Outcome) -> None:
@@ -137,9 +154,16 @@ class TreeDrafter(Drafter):
         pieces = zip(torch.split(following, CHUNK), torch.split(states, CHUNK), strict=True)
         return [self.continuer.read(self.text, *piece) for piece in pieces][-1]
 
-    def _grow(self, out: Tensor, depth: int) -> tuple[TokenTree, np.ndarray]:
+    def _guess(self, out: Tensor, context: Context, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best next tokens after outputs [w, D], ``level`` places behind the pending token's successor."""
+        if not self.coupled:
+            return self.continuer.guess(out, self.width)
+        size, ids = self.continuer.lm.vocab_size, self.continuer.ids
+        return self.continuer.guess(out, self.width, lambda logits: context.foreseen(logits, [level], size, ids))
+
+    def _grow(self, out: Tensor, depth: int, context: Context) -> tuple[TokenTree, np.ndarray]:
         growth, nodes = Growth(), self.nodes
-        tokens, confidences = self.continuer.guess(out, self.width)
+        tokens, confidences = self._guess(out, context, 0)
         growth.add(tokens, confidences)
         hidden: Tensor | None = None
         for level in range(1, depth + 1):
@@ -153,7 +177,7 @@ class TreeDrafter(Drafter):
             hidden = _descend(hidden, parents)
             chosen = torch.from_numpy(growth.tokens[-1][places]).to(out.device)
             out = self.continuer.level(self.text, chosen, out[parents], hidden, level)
-            tokens, confidences = self.continuer.guess(out, self.width)
+            tokens, confidences = self._guess(out, context, level)
             growth.add(tokens, confidences, places)
         if nodes == 0 and self.pace is not None:
             self.pace.plain()

@@ -44,15 +44,18 @@ class Growth:
         return found
 
     def kept(self, nodes: int) -> tuple[TokenTree, np.ndarray]:
-        """The tree of the ``nodes`` best candidates of all, and their values."""
+        """The tree of the ``nodes`` best candidates of all, which promises their confidences, and their values."""
         values, parents = np.concatenate(self.values), np.concatenate(self.parents)
         chosen = np.sort(best(values, nodes))
         place = np.full(len(values) + 1, -1)  # the last entry is what parent −1 finds
         place[chosen] = np.arange(len(chosen))
         tokens = torch.from_numpy(np.concatenate(self.tokens)[chosen])
-        return TokenTree(tokens, TreeShape.of(place[parents[chosen]].tolist())), values[chosen]
+        above = np.append(values, 0.0)[parents[chosen]]  # parent −1 finds the last entry here, too
+        shape = TreeShape.of(place[parents[chosen]].tolist())
+        return TokenTree(tokens, shape, promises=np.exp(values[chosen] - above).tolist()), values[chosen]
 
 
 def best(values: np.ndarray, count: int) -> np.ndarray:
-    """The places of the ``count`` greatest values, greatest first, the earlier of equals first."""
-    return np.argsort(-values, kind="stable")[:count]
+    """The places of the ``count`` greatest values, greatest first, the earlier of equals first; none that is -inf."""
+    found = np.argsort(-values, kind="stable")[:count]
+    return found[values[found] > -np.inf]

@@ -34,7 +34,7 @@ from ramify.engine.request import Request
 from ramify.engine.tree import TokenTree
 from ramify.errors import RamifyError, unknown
 from ramify.methods.base import DraftMethod
-from ramify.methods.draft.borrowed import lm_head, product
+from ramify.methods.draft.borrowed import product, quick_head
 from ramify.methods.draft.medusa_head import MedusaHead
 from ramify.methods.draft.published import find_head
 from ramify.methods.draft.template import Template
@@ -118,7 +118,7 @@ class Heads:
         self.first = product(lm, *(each[0].linear for each in blocks))
         self.later = [[product(lm, block.linear) for block in each[1:]] for each in blocks]
         self.last = [product(lm, each) for each in last]
-        self.shared = lm_head(lm) if head.sizes.projection == "shared" else None
+        self.shared = quick_head(lm) if head.sizes.projection == "shared" else None
 
     @torch.inference_mode()
     def guess(self, h: Tensor, depth: int, ranks: int) -> Tensor:
