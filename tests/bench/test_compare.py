@@ -197,3 +197,35 @@ class _Letters:
 
     def decode(self, ids: list[int], **_: Any) -> str:
         return "".join(chr(64 + int(i)) for i in ids)
+
+
+def test_what_a_head_lays_out_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every repeat has a fresh copy of the method, whose matrices are there before the first call."""
+    import heads
+    from families import byte_lm
+
+    import ramify.methods.draft.eagle as place
+
+    model, inside, made = byte_lm(), [False], [0]
+
+    class Watched(place.Continuer):
+        def __init__(self, *given: Any) -> None:
+            assert not inside[0]
+            made[0] += 1
+            super().__init__(*given)
+
+    generate = ramify.api.generate
+
+    def timed(*given: Any, **settings: Any) -> Any:
+        inside[0] = True
+        try:
+            return generate(*given, **settings)
+        finally:
+            inside[0] = False
+
+    monkeypatch.setattr(place, "Continuer", Watched)
+    monkeypatch.setattr(ramify.api, "generate", timed)
+    method = place.Eagle(head=heads.eagle(model), nodes=4)
+    found = compare(model, ["abcabc", "xyz"], ["greedy", method], max_new_tokens=6, repeats=2)
+    assert not found.problems
+    assert made[0] == 3  # the warm-up and two repeats

@@ -52,6 +52,8 @@ def test_labels_say_what_runs(folders: dict[str, str], monkeypatch: pytest.Monke
             assert f"{method.nodes} nodes" in label
         if "depth" in label:
             assert f"depth {method.depth}" in label
+        if isinstance(method, Eagle):
+            assert method.coupled is not label.endswith("not coupled")
         if "eagle, chain" in label:
             assert (method.k, method.depth) == (1, 5)
     chain = methods["medusa, chain, 5 nodes"]
@@ -59,7 +61,7 @@ def test_labels_say_what_runs(folders: dict[str, str], monkeypatch: pytest.Monke
     assert methods["medusa, measured tree, 16 nodes"].head.accuracy[:, :, 1:].any()  # its own is left as it was
     assert greedy[0] == "greedy"
     assert sampled[0] == "sample"
-    assert [type(method) for method in greedy[1:]] == [Medusa, Eagle, Eagle, Medusa, Eagle]
+    assert [type(method) for method in greedy[1:]] == [Medusa, Eagle, Eagle, Eagle, Medusa, Eagle]
     assert "5 heads, shared projection" in outcome.notes[0]
     assert "b: version 1, MLP 48, 40 draft tokens, trained over 1 distance," in outcome.notes[0]
 

@@ -2,7 +2,8 @@
 
 A character model of the standard library's sources is trained in passing, and one head of every variant with the same
 windows and steps. What a head is worth is read off chains of equal length, greedy and sampled: greedy text of a small
-model repeats itself and flatters every drafter, so the sampled columns count. Then the bundled head on the demo model.
+model repeats itself and flatters every drafter, so the sampled columns count; their drafts are made without a view to
+the noise. Then the bundled head on the demo model, with and without it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ramify.engine.events import Accepted, Scored
 from ramify.engine.request import Request
 from ramify.engine.sampling import Noise, Sampler
 from ramify.engine.speculate import speculate
+from ramify.errors import unknown
 from ramify.methods.base import Method
 from ramify.methods.draft.chimera import Chimera
 from ramify.methods.draft.chimera_draft import BranchDrafter, Plan
@@ -64,8 +66,20 @@ def run(
     prompts: int = 16,
     max_new_tokens: int = 64,
     seeds: int = 3,
+    part: str = "",
 ) -> Outcome:
-    """Both parts; ``steps`` train the character model, ``head_steps`` every head."""
+    """``part``: "letters", "demo", or both; ``steps`` train the character model, ``head_steps`` every head."""
+    if part not in ("", "letters", "demo"):
+        raise unknown("part", part, ["letters", "demo"])
+    found = Outcome()
+    if part != "demo":
+        _on_letters(seed, steps, head_steps, texts, new_tokens, found)
+    if part != "letters":
+        found.tables.append(_on_the_demo(prompts, max_new_tokens, seed, seeds))
+    return found
+
+
+def _on_letters(seed: int, steps: int, head_steps: int, texts: int, new_tokens: int, found: Outcome) -> None:
     lm = letter_lm(steps=steps, seed=seed)
     held_out = torch.tensor(letters(library_files()[1], 200_000, seed))
     judged = held_out.unfold(0, CONTEXT + 1, CONTEXT)[:32]
@@ -80,17 +94,12 @@ def run(
             row[f"T = {degrees}"] = _tokens_per_pass(lm, head, contexts, new_tokens, degrees)
         rows.append(row)
     title = f"Model of characters ({steps} steps), {head_steps} steps a head, chains of {AHEAD}"
-    notes = [
+    found.tables += [Table(title, rows), Table("What a model of this size has to show", claims(rows))]
+    found.notes.append(
         "+n: how often a head's first guess is the target's likeliest token n places ahead, those in between given. "
         f"T = …: tokens per pass on {texts} held-out texts of {START} characters, {new_tokens} more each; at most "
-        f"{AHEAD + 1}.",
-    ]
-    tables = [
-        Table(title, rows),
-        Table("What a model of this size has to show", claims(rows)),
-        _on_the_demo(prompts, max_new_tokens, seed, seeds),
-    ]
-    return Outcome(tables, notes)
+        f"{AHEAD + 1}."
+    )
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -125,10 +134,10 @@ def _maker(lm: CausalLM, head: Head) -> Callable[[], Drafter]:
     """Makes a drafter of chains for each sequence."""
     if isinstance(head, ChimeraHead):
         encoder, plan = Encoder(head, lm), Plan(CHAIN, lm)
-        return lambda: BranchDrafter(encoder, plan)
+        return lambda: BranchDrafter(encoder, plan, coupled=False)
     if isinstance(head, EagleHead):
         continuer = Continuer(head, lm)
-        return lambda: TreeDrafter(continuer, AHEAD, 1, AHEAD)
+        return lambda: TreeDrafter(continuer, AHEAD, 1, AHEAD, coupled=False)
     assert isinstance(head, MedusaHead)
     heads = Heads(head, lm)
     return lambda: Forecaster(heads, CHAIN)
@@ -160,8 +169,10 @@ def _on_the_demo(prompts: int, max_new_tokens: int, seed: int, seeds: int) -> Ta
     methods = {
         "Medusa, sized": Medusa(),
         "Chimera, sized": Chimera(),
+        "Chimera, sized, not coupled": Chimera(coupled=False),
         "Chimera, published tree": Chimera(tree="paper"),
         **{f"Chimera, {nodes} nodes": Chimera(nodes=nodes) for nodes in (3, 7, 15, 31)},
+        **{f"Chimera, {nodes} nodes, not coupled": Chimera(nodes=nodes, coupled=False) for nodes in (3, 7, 15, 31)},
     }
     asked = held_out_prompts(prompts, seed=seed)
     for name, method in methods.items():

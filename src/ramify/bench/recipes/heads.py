@@ -57,7 +57,11 @@ def run(
             for name, method in counted.items()
         ]
         lm = load(model)
-        timed: list[Method] = [Medusa(head=given[0]), Eagle(head=given[1]), Eagle(head=given[1], nodes=59)]
+        timed: list[Method] = [
+            Medusa(head=given[0]),
+            *(Eagle(head=given[1], coupled=coupled) for coupled in (False, True)),
+        ]
+        timed += [Eagle(head=given[1], nodes=59)]
         timed += [_method(folder) for folder in others.values()]
         asked = held_out_prompts(prompts, seed=seed)
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "repeats": repeats, "seed": seed}
@@ -75,6 +79,7 @@ def run(
         [
             f"Medusa head: {_described(given[0])}. EAGLE head: {_described(given[1])}."
             + "".join(f" {name}: {_described(_find(folder, exact))}." for name, folder in others.items()),
+            "Coupled: sampled drafts are made in view of the noise; greedy ones are the same. "
             "Nodes: draft nodes of a step. Without a number, a tree is sized by the machine's cost curve.",
             "Own share: drafting, verifying and learning, as a share of the decoding time without the prompt.",
         ],
@@ -94,6 +99,9 @@ def _counted(lm: CausalLM, medusa: MedusaHead, eagle: EagleHead, others: dict[st
         "eagle, untrained, 59 nodes": Eagle(head=EagleHead.new(lm), nodes=59),
         "eagle, chain, 5 nodes": Eagle(head=eagle, nodes=5, depth=5, k=1),
         **{f"eagle, tree, {nodes} nodes": Eagle(head=eagle, nodes=nodes) for nodes in NODES},
+        **{
+            f"eagle, tree, {nodes} nodes, not coupled": Eagle(head=eagle, nodes=nodes, coupled=False) for nodes in NODES
+        },
         **{f"eagle, depth {depth}, 31 nodes": Eagle(head=eagle, nodes=31, depth=depth) for depth in (1, 2, 3, 4)},
         "eagle, k = 4, 31 nodes": Eagle(head=eagle, nodes=31, k=4),
     }
