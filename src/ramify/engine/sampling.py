@@ -90,7 +90,7 @@ class Sampler:
         self.processors = tuple(processors)
         self.greedy = greedy
         self.noise = noise or Noise(0)
-        self._warpers = [each for each in processors if type(each).__name__.endswith("LogitsWarper")]
+        self._warpers = [each for each in self.processors if type(each).__name__.endswith("LogitsWarper")]
 
     @property
     def is_argmax(self) -> bool:
