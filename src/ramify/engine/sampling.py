@@ -61,7 +61,7 @@ class Noise:
     def race(self, size: int, position: int) -> Tensor:
         """One exponential variable [size] for each token, float32; who has the greatest law ÷ variable wins.
 
-        Drawn by NumPy, which takes a quarter of PyTorch's time; in float64, since a float32 may be zero.
+        Drawn by NumPy, which takes a third of PyTorch's time; in float64, since a float32 may be zero.
         """
         key = self.seed % (1 << 64) << 64 | ((self.stream << 32) + position) % (1 << 64)
         drawn = np.random.Generator(np.random.Philox(key=key)).standard_exponential(size)
