@@ -1,4 +1,4 @@
-"""Draft heads for the tiny random models that are right often, not always, without any training."""
+"""Draft heads for tiny random models that are right often, not always, without training; and bundled ones at work."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ramify.api import generate
+from ramify.bench.prompts import held_out_prompts
+from ramify.methods.base import Method
 from ramify.methods.draft.deer_head import DeerHead
 from ramify.methods.draft.eagle_head import EagleHead
 from ramify.methods.draft.medusa_head import MedusaHead
-from ramify.models.causal import CausalLM
+from ramify.models.causal import CausalLM, load
 
 
 @torch.no_grad()
@@ -47,3 +50,13 @@ def deer(lm: CausalLM, **sizes: Any) -> DeerHead:
     head = DeerHead.new(lm, **{"layers": lm.layers, "most": 12, "last": 8} | sizes)
     head.accuracy.copy_(0.9 ** torch.arange(1, head.accuracy.shape[1] + 1))
     return head.eval()  # GPT-2 has dropout
+
+
+def calls_of_sampling(method: Method) -> int:
+    """Target calls for some sampled text of the demo model in float32, which must be that of plain sampling."""
+    model = load("demo", dtype="float32")
+    prompts = [prompt.text for prompt in held_out_prompts(3, seed=0)]
+    settings: dict[str, Any] = {"max_new_tokens": 48, "do_sample": True, "temperature": 0.7, "seed": 1}
+    plain, found = (generate(model, prompts, each, **settings) for each in ("sample", method))
+    assert [result.tokens for result in found] == [result.tokens for result in plain]
+    return sum(result.stats.target_calls for result in found)

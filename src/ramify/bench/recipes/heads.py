@@ -59,9 +59,10 @@ def run(
         lm = load(model)
         timed: list[Method] = [
             Medusa(head=given[0]),
-            *(Eagle(head=given[1], coupled=coupled) for coupled in (False, True)),
+            Eagle(head=given[1], coupled=False),
+            Eagle(head=given[1]),
+            Eagle(head=given[1], nodes=59),
         ]
-        timed += [Eagle(head=given[1], nodes=59)]
         timed += [_method(folder) for folder in others.values()]
         asked = held_out_prompts(prompts, seed=seed)
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "repeats": repeats, "seed": seed}

@@ -62,8 +62,9 @@ def ranked_coupled(guesses: Tensor, logits: Tensor, ranks: int) -> Tensor:
 
 
 def product(lm: CausalLM, *layers: nn.Linear, behind: nn.RMSNorm | None = None) -> Product:
-    """Linear layers of a head that read the same input, as one product on the target's device, rounded where it pays.
+    """Linear layers of a head that read the same input, as one product in the target's dtype on its device.
 
+    Its format is the one of ``_quick``, 4 bits in half precision on a CPU.
     ``behind``: a norm before them, whose weight goes into theirs; the product then reads rows of length 1.
     """
     weight = torch.cat([layer.weight.detach() for layer in layers])
@@ -76,9 +77,12 @@ def product(lm: CausalLM, *layers: nn.Linear, behind: nn.RMSNorm | None = None) 
 
 
 def quick_head(lm: CausalLM) -> Callable[[Tensor], Tensor]:
-    """The target's LM head for drafting: the target's own, or a copy rounded where that pays."""
+    """The target's LM head for drafting: the target's own, or a copy of 4 bits where ``_quick`` takes them.
+
+    x [..., D] in the target's dtype to logits [..., V]. A target that is rounded itself lends its own.
+    """
     module: Any = lm.model.get_output_embeddings()
-    if lm.device.type != "cpu" or lm.forward.weights not in ("plain", "packed"):
+    if lm.device.type != "cpu" or lm.dtype.itemsize != 2 or lm.forward.weights not in ("plain", "packed"):
         return lm_head(lm)
     if isinstance(module, StandIn):
         held: Any = module.whole[0].product
@@ -93,10 +97,9 @@ def _quick(weight: Tensor, bias: Tensor | None) -> Product:
     """A matrix in the format in which few rows cost least.
 
     In half precision on a CPU those are 4 bits: a draft is no promise, and what a product of few rows costs is to read
-    the matrix. Float32 stays as it is.
+    the matrix. Wider numbers stay as they are.
     """
-    names = ["packed"] if weight.dtype == torch.float32 else ["int4", "packed"]
-    for name in names:
+    for name in ["int4", "packed"] if weight.dtype.itemsize == 2 else ["packed"]:
         if not unavailable(name, weight.dtype, weight.device.type):
             with contextlib.suppress(ValueError):  # a shape that the format cannot hold
                 return weight_format(name)(weight, bias)

@@ -22,8 +22,8 @@ nodes). Our choices, where the paper is silent or its code cannot run:
 * The engine verifies by matching, which is exact; the official script's acceptance (typical, temperature 1) is not.
 * ``coupled``: in sampled text a node's best guesses are those in view of the noise that will choose the token
   (``Sampler.foresee``), not the likeliest tokens.
-* The layer has Llama's shape for every target; its matrices and the LM head are rounded to 4 bits where few rows are
-  cheaper so (``borrowed.py``).
+* The layer has Llama's shape for every target; in half precision on a CPU its matrices and the LM head are rounded to
+  4 bits (``borrowed.py``).
 
 Cost of a step: one pass of trigram encoder, layer and LM head over the rows of each level, in turn. Limits: the first
 token of a prompt of one token gets no draft, since no state is known yet.

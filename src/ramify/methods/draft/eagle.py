@@ -21,7 +21,7 @@ pending one included: ``nodes=59``. Our choices:
 * ``coupled``: sampled text is chosen by noise that the seed gives to every position, so that confidences can be those
   in view of it (``Sampler.foresee``). Without it, and for greedy text, they are those at temperature 1 whatever the
   request's is, as in the published code. It misleads inside an assistant that draws its drafts: no noise chooses there.
-* matrices and LM head are rounded to 4 bits where few rows are cheaper so (``borrowed.py``).
+* in half precision on a CPU, matrices and LM head are rounded to 4 bits (``borrowed.py``).
 * the head has a layer of Llama's shape for every target, as published heads do; one for another family's target is
   trained all the same.
 

@@ -14,6 +14,7 @@ Followed: heads, start, loss and tree. Our choices, where paper and code differ 
   ones do. It has no rates, so it is taken whole, or cut to ``nodes`` in its own order.
 * the engine verifies by matching, which is exact. The paper's typical acceptance is not; it exists as the verifier
   "typical", marked lossy.
+* in half precision on a CPU, matrices and LM head are rounded to 4 bits (``borrowed.py``).
 
 Cost per step: one product of all first blocks with a single row, one LM head over ``heads`` rows, one top-k. Limit: a
 prompt of one token has no state yet, so its first step drafts nothing.
